@@ -114,9 +114,7 @@ def evaluate(
 
 @app.command()
 def compare(
-    targets: Annotated[
-        list[Path], typer.Argument(metavar="TARGET...", help="One recipe, or finished run directories.")
-    ],
+    targets: Annotated[list[Path], typer.Argument(metavar="TARGET...", help="Recipes, or finished run directories.")],
     methods: Annotated[
         str | None, typer.Option("--methods", metavar="A,B,C+D", help="Methods, as LOSS, +GRADIENT or LOSS+GRADIENT.")
     ] = None,
@@ -144,15 +142,15 @@ def compare(
             if overrides or methods is not None or seeds is not None:
                 raise MtlError("--methods, --seeds and --set go with a recipe; these targets are run directories")
             paths = targets
-        elif len(targets) > 1:
+        elif folders:
             other = next(path for path in targets if path not in folders)
             raise MtlError(
-                f"{other}: {'is a file' if other.exists() else 'no such run'}; compare takes one recipe, or "
-                "run directories"
+                f"{other}: {'is a file' if other.exists() else 'no such run'}; compare takes recipes, or run "
+                "directories, not both"
             )
         else:
             paths, failures, out, baseline = _sweep(
-                targets[0], overrides or [], methods, "0,1,2" if seeds is None else seeds, jobs, baseline, out, target
+                targets, overrides or [], methods, "0,1,2" if seeds is None else seeds, jobs, baseline, out, target
             )
         values = report(read_runs(paths), baseline, failures)
         if out is not None:
@@ -166,7 +164,7 @@ def compare(
 
 
 def _sweep(
-    file: Path,
+    files: list[Path],
     overrides: list[str],
     methods: str | None,
     seeds: str,
@@ -179,12 +177,13 @@ def _sweep(
     from mtlcli import recipe as recipes
     from mtlcli import render
 
-    recipe = recipes.load(file, overrides)
+    loaded = [recipes.load(file, overrides) for file in files]
     from mtlcli import sweep
     from mtlcli.compare import SINGLE_TASK
     from mtlcli.engine.train import Stop
 
-    folder, planned, chosen = sweep.lay_out(recipe, _name(file)[0], methods, seeds, baseline, out)
+    name = _name(files[0])[0] if len(files) == 1 else files[0].resolve().parent.name
+    folder, planned, chosen = sweep.lay_out(loaded, name, methods, seeds, baseline, out)
     target.print(f"{len(planned)} runs in {folder}", soft_wrap=True)
     stop = Stop()
     view = render.SweepView(target)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from mtlcli import registry, yamlfile
+from mtlcli import fitting, registry, yamlfile
 from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.options import Options, Problem, check, known_keys
 from mtlcli.registry import Registry
@@ -24,6 +24,9 @@ class DataSection(Options):
 
     batch_size: int = Field(1024, ge=1, description="rows a step, over all ranks")
     held_out: float = Field(0.0, ge=0, lt=1, description="share of the training rows kept for methods that need it")
+    extra_batches: Literal[0, 2] = Field(
+        0, description="further training batches a step, drawn independently, for methods that need them"
+    )
     tasks: list[str] | None = Field(None, min_length=1, description="the tasks to train, in order; null takes all")
 
 
@@ -58,6 +61,9 @@ class TrainSection(Options):
     )
     checkpoint_every_steps: int | None = Field(None, ge=1, description="also save last.pt every n steps")
     log_every_steps: int = Field(20, ge=1, description="steps between two records of the losses")
+    diagnostics_every: int | None = Field(
+        None, ge=1, description="steps between two records of how the tasks' gradients conflict; K backward passes each"
+    )
 
 
 class PluginsAndMetrics(Options):
@@ -215,9 +221,13 @@ def from_values(
     train = read.options(TrainSection, "train", top.get("train"))
     scored = read.options(PluginsAndMetrics, "", {"metrics": top["metrics"]} if top.get("metrics") is not None else {})
     if loss and data:
-        read.problems += _held_out(loss, data)
+        read.problems += fitting.held_out(loss, data)
+    if gradient and data:
+        read.problems += fitting.extra_batches(gradient, data)
+    if loss and gradient:
+        read.problems += fitting.pair(loss, gradient)
     if gradient and engine and trunk:
-        read.problems += _anchor(gradient, engine, trunk)
+        read.problems += fitting.engine(gradient, engine, trunk)
     if read.problems:
         raise MtlError(_report(title, lines or {}, read.problems))
     return Recipe(
@@ -322,49 +332,6 @@ class _Reader:
 def _absolute(plugin: str, folder: Path | None) -> str:
     """The path of a plugin file, taken from `folder`; a module's name as it is."""
     return str(((folder or Path()) / plugin).resolve()) if plugin.endswith(".py") else plugin
-
-
-def _held_out(loss: Part, data: DataSection) -> list[Problem]:
-    if "held_out" in registry.loss_weightings.get(loss.name).needs and data.held_out == 0:
-        return [Problem("data.held_out", f"'{loss.name}' needs held-out rows; set it above 0, such as 0.1; found 0")]
-    return []
-
-
-def _anchor(gradient: Part, engine: GradientSection, trunk: Part) -> list[Problem]:
-    problems = []
-    if engine.wrt == "representation" and not registry.trunks.get(trunk.name).has_cut:
-        able = [name for name in registry.trunks.names() if registry.trunks.get(name).has_cut]
-        problems.append(
-            Problem(
-                "weighting.gradient.wrt",
-                f"representation needs one tensor between trunk and heads; trunk '{trunk.name}' has none "
-                f"(these have: {', '.join(able)}); use wrt: params",
-            )
-        )
-    if registry.gradient_weightings.get(gradient.name).reads == "jacobian":
-        needs_weights = {
-            "every": (engine.every > 1, "1"),
-            "smooth": (engine.smooth > 0, "0"),
-            "wrt": (engine.wrt == "last_shared", "params or representation"),
-        }
-        problems += [
-            Problem(
-                f"weighting.gradient.{key}",
-                f"should be {allowed}: '{gradient.name}' mixes the gradients themselves and has no weights to reuse, "
-                f"to average or to carry over; found {show(getattr(engine, key))}",
-            )
-            for key, (wanted, allowed) in needs_weights.items()
-            if wanted
-        ]
-    if engine.groups != "all" and (engine.wrt != "params" or engine.every > 1):
-        problems.append(
-            Problem(
-                "weighting.gradient.groups",
-                "each group has weights of its own, which needs wrt: params and every: 1; "
-                f"found wrt: {engine.wrt} and every: {engine.every}",
-            )
-        )
-    return problems
 
 
 def _set(values: Mapping[str, Any], key: Sequence[str], value: Any, override: str, above: str = "") -> dict[str, Any]:

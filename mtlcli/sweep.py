@@ -1,8 +1,7 @@
-"""Methods x seeds and the single-task baselines of one recipe, each in a process of its own; finished runs are kept."""
+"""Methods x seeds and the single-task baselines, each in a process of its own; finished runs are kept."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import multiprocessing
@@ -56,18 +55,26 @@ class Progress:
 
 
 def lay_out(
-    recipe: Recipe, name: str, methods: str | None, seeds: str, baseline: str | None, out: Path | None
+    recipes: Sequence[Recipe], name: str, methods: str | None, seeds: str, baseline: str | None, out: Path | None
 ) -> tuple[Path, list[Planned], str | None]:
     """Everything that can be checked before anything is trained: the folder, its runs, the baseline as a row's name.
 
-    Raises MtlError for a method, seed or baseline that does not exist or does not fit, or a folder that is taken.
+    One recipe is trained with each of `methods`; of several, each is a method of its own.
+
+    Raises MtlError for a method, seed or baseline that does not exist or does not fit, for recipes that differ in more
+    than their methods, or a folder that is taken.
     """
-    pairs = parse_methods(methods, recipe)
-    chosen = _baseline(baseline, pairs)
-    planned = plan(recipe, pairs, parse_seeds(seeds), chosen in (None, SINGLE_TASK))
+    if len(recipes) == 1:
+        base, contestants = recipes[0], rivals(recipes[0], parse_methods(methods, recipes[0]))
+    elif methods is not None:
+        raise MtlError("--methods goes with one recipe; of several recipes, each is a method of its own")
+    else:
+        base, contestants = _common(recipes), list(recipes)
+    chosen = _baseline(baseline, [(rival.loss.name, rival.gradient.name) for rival in contestants])
+    planned = plan(base, contestants, parse_seeds(seeds), chosen in (None, SINGLE_TASK))
     if chosen == SINGLE_TASK and not any(run.method == SINGLE_TASK for run in planned):
         raise MtlError(f"--baseline {SINGLE_TASK}: the recipe has one task only; name a method, or none")
-    folder = choose_folder(recipe, out, name)  # last: a sweep that cannot begin leaves no folder behind
+    folder = choose_folder(base, out, name)  # last: a sweep that cannot begin leaves no folder behind
     return folder, [replace(run, path=folder / run.path) for run in planned], chosen
 
 
@@ -105,14 +112,23 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def plan(recipe: Recipe, methods: Sequence[tuple[str, str]], seeds: Sequence[int], single_task: bool) -> list[Planned]:
+def rivals(recipe: Recipe, methods: Sequence[tuple[str, str]]) -> list[Recipe]:
+    """The recipe with each of `methods`. Raises MtlError where one does not fit."""
+    found = []
+    for loss, gradient in methods:
+        values = recipe.as_dict()
+        values["weighting"] = _weighting(values["weighting"], loss, gradient)
+        found.append(from_values(values, f"{recipe.title} (method {method_name(loss, gradient)})"))
+    return found
+
+
+def plan(base: Recipe, contestants: Sequence[Recipe], seeds: Sequence[int], single_task: bool) -> list[Planned]:
     """Every run that the table needs, single-task baselines first; paths are relative to the sweep's folder.
 
-    Raises MtlError where a method does not fit.
+    Raises MtlError where a baseline does not fit, or two contestants are the same.
     """
-    base = recipe.as_dict()
     runs = []
-    tasks = [task.name for task in load_data(recipe).tasks] if single_task else []
+    tasks = [task.name for task in load_data(base).tasks] if single_task else []
     for seed in seeds:
         for task in tasks if len(tasks) > 1 else []:
             values = _with_seed(base, seed)
@@ -124,14 +140,17 @@ def plan(recipe: Recipe, methods: Sequence[tuple[str, str]], seeds: Sequence[int
             if "." in by and by.rpartition(".")[0] != task:
                 values["train"]["select_by"] = "delta"
             path = Path(SINGLE_TASK) / task / f"seed-{seed}"
-            single = from_values(values, f"{recipe.title} (single task {task})")
+            single = from_values(values, f"{base.title} (single task {task})")
             runs.append(Planned(SINGLE_TASK, f"{SINGLE_TASK} {task}", seed, single, path))
+    titles: dict[Path, str] = {}
     for seed in seeds:
-        for loss, gradient in methods:
-            values = _with_seed(base, seed)
-            values["weighting"] = _weighting(base["weighting"], loss, gradient)
-            built = from_values(values, f"{recipe.title} (method {method_name(loss, gradient)})")
-            runs.append(Planned(built.method, built.method, seed, built, Path(_folder(built)) / f"seed-{seed}"))
+        for contestant in contestants:
+            seeded = from_values(_with_seed(contestant, seed), contestant.title)
+            path = Path(_folder(seeded)) / f"seed-{seed}"
+            if path in titles:
+                raise MtlError(f"{contestant.title}: is the same method as {titles[path]}; leave one out")
+            titles[path] = contestant.title
+            runs.append(Planned(seeded.method, seeded.method, seed, seeded, path))
     return runs
 
 
@@ -215,6 +234,24 @@ def run_all(
                     _settle(item, process.exitcode, asked)
             show(progress)
     return progress
+
+
+def _common(recipes: Sequence[Recipe]) -> Recipe:
+    """What recipes share that differ in their methods, with which go the further rows that these need."""
+    bare = []
+    for recipe in recipes:
+        values = _with_seed(recipe, 0)
+        values["weighting"] = {}
+        values["data"] |= {"held_out": 0.0, "extra_batches": 0}
+        bare.append(from_values(values, recipe.title))
+    wrong = [(other, changed) for other in bare[1:] if (changed := differences(bare[0], other))]
+    if wrong:
+        raise MtlError(
+            "recipes that are compared should differ only in weighting, train.seed, data.held_out and "
+            f"data.extra_batches; these differ from {bare[0].title} ({bare[0].title} -> the other):\n"
+            + "\n".join(f"  {other.title}: {'; '.join(changed)}" for other, changed in wrong)
+        )
+    return bare[0]
 
 
 def _pair(method: str) -> tuple[str, str]:
@@ -306,9 +343,11 @@ def _weighting(base: Mapping[str, Any], loss: str, gradient: str) -> dict[str, A
     """Both slots by name: the recipe's own options where it has the same method, defaults elsewhere. Where and how
     gradients are taken stays as in the recipe."""
     engine = {key: base["gradient"][key] for key in GradientSection.model_fields}
-    if registry.gradient_weightings.get(gradient).reads == "jacobian":
-        # No weights to reuse, to average, or to carry over from one layer.
-        engine |= {"every": 1, "smooth": 0.0, "wrt": "params" if engine["wrt"] == "last_shared" else engine["wrt"]}
+    method = registry.gradient_weightings.get(gradient)
+    if not method.gives_weights():  # none to reuse, to average, or to carry over from one layer
+        engine |= {"every": 1, "smooth": 0.0}
+    if engine["wrt"] not in method.allowed_anchors():
+        engine["wrt"] = "params"
     own_loss = base["loss"] if base["loss"]["name"] == loss else {"name": loss}
     own_gradient = base["gradient"] if base["gradient"]["name"] == gradient else {"name": gradient, **engine}
     return {"loss": own_loss, "gradient": own_gradient}
@@ -328,7 +367,7 @@ def _all_defaults(options: Options) -> bool:
     return not required and options == type(options)()
 
 
-def _with_seed(base: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    values = copy.deepcopy(dict(base))
+def _with_seed(recipe: Recipe, seed: int) -> dict[str, Any]:
+    values = recipe.as_dict()
     values["train"]["seed"] = seed
     return values

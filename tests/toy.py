@@ -71,12 +71,13 @@ NEEDED: dict[str, dict[str, Any]] = {"constant": {"weights": {"yes": 1.0, "which
 def weighting(loss: str, gradient: str = "sum", **gradient_options: Any) -> dict[str, Any]:
     """The sections that a method needs: its options, and held-out rows where it asks for them."""
     needs = mtlcli.loss_weightings.get(loss).needs
+    extra = mtlcli.gradient_weightings.get(gradient).extra_batches
     return {
         "weighting": {
             "loss": {"name": loss, **NEEDED.get(loss, {})},
             "gradient": {"name": gradient, **gradient_options},
         },
-        "data": {"held_out": 0.2 if "held_out" in needs else 0.0},
+        "data": {"held_out": 0.2 if "held_out" in needs else 0.0, "extra_batches": extra},
     }
 
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.rows import How
-from mtlcli.engine.step import Anchor, Report, Step
+from mtlcli.engine.step import Report, Step
 from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.recipe import DEFAULTS
 from mtlcli.registry import WeightingRegistry, gradient_weightings, loss_weightings
-from mtlcli.weighting.base import Clock, GradientWeighting, Losses, LossWeighting, Params
+from mtlcli.weighting.base import Anchor, Clock, GradientWeighting, Losses, LossWeighting, Params
 
 Given = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 Closure = Callable[[], Given]
@@ -116,6 +116,7 @@ class Balancer:
         representation: Tensor | Sequence[Tensor] | None = None,
         closure: Closure | None = None,
         held_out: Closure | None = None,
+        extra: Sequence[Closure] = (),
         metrics: Mapping[str, Callable[[], float]] | None = None,
     ) -> Report:
         """Add this step's gradients to `.grad`, as `losses.sum().backward()` would.
@@ -126,15 +127,23 @@ class Balancer:
             representation: with `wrt="representation"`, the tensor that the heads read.
             closure: computes the losses of this batch again, at whatever values the parameters have then.
             held_out: the same on a held-out batch.
+            extra: the same on further training batches, for methods that need gradients of several batches which do not
+                depend on each other.
             metrics: by task, a function of its metric at the parameters' current values, higher is better; for methods
                 that go by a metric.
 
         Raises:
             MtlError: the losses do not fit the tasks, or the method needs an argument that was not given.
         """
-        if "held_out" in self.loss_weighting.needs and held_out is None:
+        if "held_out" in self.loss_weighting.needs_with(self.loss_weighting.options) and held_out is None:
             raise MtlError(
                 f"'{self.loss_weighting.name}' needs held-out data: pass held_out=, a function of its losses"
+            )
+        wanted = self.gradient_weighting.extra_batches
+        if len(extra) < wanted:
+            raise MtlError(
+                f"'{self.gradient_weighting.name}' needs the losses of {wanted} further training batches: pass "
+                f"extra=[f, g], a function for each; found {len(extra)}"
             )
         clock = Clock(self._count, self._epoch, self._steps_per_epoch, self._epochs)
         self._view = ClosureStep(
@@ -145,6 +154,7 @@ class Balancer:
             self._shared,
             self._private,
             {"train": closure, "held_out": held_out},
+            extra,
             self._model,
             metrics or {},
         )
@@ -221,11 +231,12 @@ class ClosureStep:
         shared: Sequence[nn.Parameter],
         private: Mapping[str, Sequence[nn.Parameter]],
         closures: Mapping[str, Closure | None],
+        extra: Sequence[Closure],
         model: nn.Module | None,
         metrics: Mapping[str, Callable[[], float]],
     ) -> None:
         self.tasks, self.clock, self.lr = tasks, clock, lr
-        self._closures = closures
+        self._closures, self._extra = closures, extra
         self._model, self._metrics = model, metrics
         self.shared: Params = {f"shared.{i}": p for i, p in enumerate(shared)}
         self.params: Params = dict(self.shared)
@@ -254,6 +265,11 @@ class ClosureStep:
     def samples(self) -> Sequence[Tensor] | None:
         """The K rows behind `sample_losses` if anything has asked for it, else None."""
         return self._samples if "sample_losses" in self.__dict__ else None
+
+    def extra_roots(self, count: int) -> list[Sequence[Tensor]]:
+        """K losses of each of `count` further training batches; the model's buffers are put back after them."""
+        with self._same_buffers():
+            return [self._taken_apart(closure(), "the losses of an extra batch")[0] for closure in self._extra[:count]]
 
     def gradient(self, loss: Tensor, at: Params | None = None) -> Params:
         """Gradient of a scalar loss with respect to `params`, or at `at` for a loss probed there."""
@@ -299,17 +315,23 @@ class ClosureStep:
     @contextmanager
     def _probing(self, at: Params | None) -> Iterator[None]:
         """Parameters at `at`, the step's random state; all of it and the buffers are put back afterwards."""
+        now = self._get_random_state()
+        self._set_random_state(self._random_state)
+        try:
+            with self._same_buffers(), self._at(at):
+                yield
+        finally:
+            self._set_random_state(now)
+
+    @contextmanager
+    def _same_buffers(self) -> Iterator[None]:
         # Exchanged, not copied back: writing into a buffer would spoil the graphs that have saved it.
         buffers = [] if self._model is None else [(buffer, buffer.data) for buffer in self._model.buffers()]
         for buffer, data in buffers:
             buffer.data = data.clone()
-        now = self._get_random_state()
-        self._set_random_state(self._random_state)
         try:
-            with self._at(at):
-                yield
+            yield
         finally:
-            self._set_random_state(now)
             for buffer, data in buffers:
                 buffer.data = data
 

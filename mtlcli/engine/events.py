@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from mtlcli.weighting.solvers import ROUNDING, cosines
+
 
 @dataclass(frozen=True)
 class Event:
@@ -45,6 +50,34 @@ class StepDone(Event):
     weights: dict[str, float]
     lr: float
     step_ms: float
+
+
+@dataclass(frozen=True)
+class Diagnostics(Event):
+    """How the raw losses' gradients at the shared parameters stand to each other in one step, over all ranks.
+
+    Recorded every `train.diagnostics_every` steps. `cosines` (K, K); `magnitude_similarity` (K, K),
+    2 |g_i| |g_j| / (|g_i|^2 + |g_j|^2) (Yu et al., Gradient Surgery for Multi-Task Learning, NeurIPS 2020);
+    `condition`, the largest over the smallest eigenvalue of the Gramian, None where it is singular.
+    """
+
+    step: int
+    epoch: int
+    tasks: list[str]
+    cosines: list[list[float]]
+    magnitude_similarity: list[list[float]]
+    condition: float | None
+
+    @classmethod
+    def of(cls, gramian: Tensor, tasks: list[str], step: int, epoch: int) -> Diagnostics:
+        """From the Gramian (K, K) of the gradients."""
+        found, lengths = cosines(gramian.detach().double().cpu().numpy())
+        squares = lengths[:, None] ** 2 + lengths**2
+        similar = np.divide(2 * lengths[:, None] * lengths, squares, out=np.ones_like(squares), where=squares > 0)
+        values = np.linalg.eigvalsh(gramian.detach().double().cpu().numpy())
+        singular = values[0] <= ROUNDING * values[-1]
+        condition = None if singular else float(values[-1] / values[0])
+        return cls(step, epoch, tasks, found.tolist(), similar.tolist(), condition)
 
 
 @dataclass(frozen=True)

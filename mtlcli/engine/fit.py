@@ -19,7 +19,7 @@ from torch import Tensor
 from mtlcli.data.base import Batch
 from mtlcli.data.loader import ResidentLoader
 from mtlcli.engine.evaluate import TaskScore, evaluate
-from mtlcli.engine.events import EpochDone, Event, Finished, Started, StepDone, Warned
+from mtlcli.engine.events import Diagnostics, EpochDone, Event, Finished, Started, StepDone, Warned
 from mtlcli.engine.prepare import Prepared, scale_warning, step_for
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.selection import Selection
@@ -52,6 +52,7 @@ class Fit:
         self.model = prepared.model
         self.loader = self._loader("train", recipe.train.seed)
         self.held_out = self._loader("held_out", recipe.train.seed + 1) if recipe.data.held_out else None
+        self.extra = [self._loader("train", recipe.train.seed + 2 + n) for n in range(recipe.data.extra_batches)]
         self.loss_weighting, self.gradient_weighting = prepared.weightings()
         self.step_function = step_for(prepared, self.loss_weighting, self.gradient_weighting, ranks)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -74,6 +75,7 @@ class Fit:
         self.peak_mib = 0.0
         self._sums = torch.zeros(2, len(self.tasks), dtype=torch.float64)  # losses and weights over the epoch so far
         self._pending: list[Report] = []
+        self._gramians: list[tuple[int, Tensor]] = []  # of steps since the last flush, for diagnostics
         self._saved_step: int | None = None
         self._resumed = False
 
@@ -143,12 +145,16 @@ class Fit:
             lr=lr,
             ranks=self.ranks,
             held_out=partial(self.held_out.endless, self.step) if self.held_out else None,
+            extra=self._extra_batch if self.extra else None,
             autocast=self.prepared.autocast,
             complete=self.complete,
             metrics=self.prepared.metrics,
             probe_model=self.prepared.plain_model,
         )
         self.optimizer.zero_grad(set_to_none=True)
+        every = self.recipe.train.diagnostics_every
+        if every is not None and self.step % every == 0:
+            self._gramians.append((self.step, self.step_function.gramian(view)))
         report = self.step_function.backward(view, view.cut)
         if self.recipe.train.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.clip_norm)
@@ -181,6 +187,10 @@ class Fit:
             message = scale_warning(self._by_task(values[0, 0]))
             if message:
                 yield Warned(message)
+        for step, gramian in self._gramians:
+            if gramian.isfinite().all():
+                yield Diagnostics.of(gramian, [task.name for task in self.tasks], step, epoch)
+        self._gramians.clear()
         if record:
             lr = float(self.optimizer.param_groups[0]["lr"])
             yield StepDone(self.step - 1, epoch, losses, weights, lr, ms)
@@ -256,6 +266,9 @@ class Fit:
 
     def _by_task(self, values: Tensor) -> dict[str, float]:
         return {task.name: float(value) for task, value in zip(self.tasks, values, strict=True)}
+
+    def _extra_batch(self, number: int) -> Batch:
+        return self.extra[number].endless(self.step)
 
     def _loader(self, split: str, seed: int) -> ResidentLoader:
         rows = self.prepared.data.splits[split]

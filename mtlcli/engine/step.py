@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.rows import How, Rows
 from mtlcli.errors import MtlError
-from mtlcli.weighting.base import GradientWeighting, LossWeighting, StepView
-
-Anchor = Literal["params", "representation", "last_shared"]
+from mtlcli.weighting.base import Anchor, GradientWeighting, LossWeighting, StepView, objections
 
 
 class Roots(StepView, Protocol):
@@ -28,6 +26,9 @@ class Roots(StepView, Protocol):
     @property
     def samples(self) -> Sequence[Tensor] | None:
         """K tensors (B,) of per-sample losses if the loss weighting has read them, else None."""
+
+    def extra_roots(self, count: int) -> Sequence[Sequence[Tensor]]:
+        """The K losses of each of `count` further training batches, drawn independently, like `roots`."""
 
 
 class Report(NamedTuple):
@@ -94,6 +95,7 @@ class Step:
         self.wrt, self.every, self.smooth = wrt, every, smooth
         self.ranks = ranks or Ranks()
         self.rows = Rows(loss_weighting.tasks, rows)
+        self._extra_rows = [Rows(loss_weighting.tasks, rows) for _ in range(gradient_weighting.extra_batches)]
         self._calls = 0
         self._reused: Tensor | None = None  # (groups, K)  the Gramian method's last weights
         self._methods = [gradient_weighting]
@@ -116,7 +118,7 @@ class Step:
         scaled = self.loss_weighting(view)
         if self._calls == 0:
             self._check(scaled, losses)
-        trunk, factor = self._pull(scaled, view)
+        trunk, factor, weighted = self._pull(scaled, view)
         raw_heads = self.loss_weighting.heads == "unweighted"
         heads = Weighted(view.roots, [torch.ones_like(root) for root in view.roots]) if raw_heads else trunk
         weights: Tensor | None = None
@@ -125,40 +127,62 @@ class Step:
             self._push(trunk, heads)
         elif self._reused is not None and self._calls % self.every:
             weights = self._push_weighted(self._reused, trunk, heads)
+        elif self._extra_rows:
+            first, second = self._extra_jacobians(view, factor)
+            self._reused = self._weights(0, first, second, weighted)[None]
+            weights = self._push_weighted(self._reused, trunk, heads)
+            passes = 1 if self.wrt == "last_shared" else 1 + 2 * len(trunk.roots)
         elif self.wrt == "last_shared":
             jacobian = self.rows.take(self.last_shared, *trunk, [[]] * len(trunk.roots), keep_graph=True).jacobian
             self.ranks.mean_([jacobian])
-            self._reused = self._weights(0, jacobian, scaled.detach())[None]
+            self._reused = self._weights(0, jacobian, jacobian, weighted)[None]
             weights = self._push_weighted(self._reused, trunk, heads)
         else:
-            weights = self._combine(scaled.detach(), trunk, heads if raw_heads else None, cut)
+            weights = self._combine(weighted, trunk, heads if raw_heads else None, cut)
             passes = len(trunk.roots) if self.wrt == "params" else 1
         self._calls += 1
         return Report(losses.detach(), factor if weights is None else factor * weights, passes)
 
+    def gramian(self, view: Roots) -> Tensor:
+        """(K, K) inner products of the raw losses' gradients at the shared parameters. The graph stays usable.
+
+        Raises MtlError where there are no shared parameters, or a task does not reach them.
+        """
+        if not self.shared:
+            raise MtlError("gradients of tasks can only be compared at shared parameters; this model has none")
+        none: list[list[Tensor]] = [[] for _ in view.roots]
+        ones = [torch.ones_like(root) for root in view.roots]
+        jacobian = self.rows.take(self.shared, view.roots, ones, none, keep_graph=True).jacobian
+        self.ranks.mean_([jacobian])
+        return jacobian @ jacobian.T
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on exactly, besides both weightings."""
         groups = [method.state_dict() for method in self._methods[1:]]
-        return {"calls": self._calls, "reused": self._reused, "rows": self.rows.how, "groups": groups}
+        rows = [rows.how for rows in (self.rows, *self._extra_rows)]
+        return {"calls": self._calls, "reused": self._reused, "rows": rows, "groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Counterpart of `state_dict`."""
-        self._calls, self._reused, self.rows.how = state["calls"], state["reused"], state["rows"]
+        self._calls, self._reused = state["calls"], state["reused"]
+        for rows, how in zip((self.rows, *self._extra_rows), state["rows"], strict=True):
+            rows.how = how
         for method, saved in zip(self._methods[1:], state["groups"], strict=True):
             method.load_state_dict(saved)
 
     def _check_settings(self) -> None:
-        name, weights = self.gradient_weighting.name, self.gradient_weighting.reads == "gramian"
+        gradient, loss = self.gradient_weighting, self.loss_weighting
+        name = gradient.name
+        for objection in objections(type(loss), loss.options, type(gradient), gradient.options):
+            raise MtlError(objection)
+        if self.wrt not in gradient.allowed_anchors():
+            raise MtlError(f"wrt: {self.wrt} does not go with '{name}'; use {' or '.join(gradient.allowed_anchors())}")
         if self.wrt == "params" and not self.shared:
             raise MtlError(f"gradient weighting '{name}' needs trainable shared parameters; this model has none")
         if self.wrt == "last_shared" and not self.last_shared:
             raise MtlError("wrt: last_shared needs the parameters of the last shared layer; none are known here")
-        for setting, wanted in (
-            ("every above 1", self.every > 1),
-            ("smooth", self.smooth > 0),
-            ("wrt: last_shared", self.wrt == "last_shared"),
-        ):
-            if wanted and not weights:
+        for setting, wanted in (("every above 1", self.every > 1), ("smooth", self.smooth > 0)):
+            if wanted and not gradient.gives_weights():
                 raise MtlError(f"{setting} needs weights, and '{name}' mixes the gradients themselves; leave it out")
 
     def _divide(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
@@ -167,6 +191,10 @@ class Step:
             return
         if self.wrt != "params" or self.every > 1:
             raise MtlError("groups need wrt: params and every: 1, since each group has weights of its own")
+        if self._extra_rows:
+            raise MtlError(
+                f"groups cannot go with '{self.gradient_weighting.name}', whose weights come from other batches"
+            )
         if sorted(id(p) for group in groups for p in group) != sorted(id(p) for p in self.shared):
             raise MtlError("groups: every shared parameter should be in exactly one group")
         self.shared = [p for group in groups for p in group]
@@ -194,8 +222,9 @@ class Step:
                     f"it also depends on losses[{int(others.abs().argmax())}]: detach the weights"
                 )
 
-    def _pull(self, scaled: Tensor, view: Roots) -> tuple[Weighted, Tensor]:
-        """Where the backward passes start, with d(sum of scaled) / d(start), and its sum per task (K,).
+    def _pull(self, scaled: Tensor, view: Roots) -> tuple[Weighted, Tensor, Tensor]:
+        """Where the backward passes start, with d(sum of scaled) / d(start); its sum per task (K,); the losses (K,)
+        times that, detached.
 
         Also fills the loss weighting's own `.grad`. This is a backward pass over K numbers: it stops at the losses,
         before the model.
@@ -206,14 +235,27 @@ class Step:
             found = torch.autograd.grad(scaled.sum(), [*roots, *own], retain_graph=True, allow_unused=True)
             pull = [torch.zeros_like(r) if c is None else c for r, c in zip(roots, found, strict=False)]
             factor = torch.stack([c.sum() for c in pull])
+            weighted = torch.stack([c @ r.detach() for c, r in zip(pull, roots, strict=True)])
         else:
             roots = view.roots
             found = torch.autograd.grad(scaled.sum(), [view.losses, *own], allow_unused=True)
             factor = torch.zeros_like(view.losses) if found[0] is None else found[0]
             pull = list(factor.unbind())
+            weighted = factor * view.losses.detach()
         gradients = list(found[len(found) - len(own) :])
         self._write(own, gradients)
-        return Weighted(roots, pull), factor
+        return Weighted(roots, pull), factor, weighted
+
+    def _extra_jacobians(self, view: Roots, factor: Tensor) -> Sequence[Tensor]:
+        """Jacobians (K, P) of further batches, of losses times the weights that the step's own batch led to."""
+        anchor = self.last_shared if self.wrt == "last_shared" else self.shared
+        none: list[list[Tensor]] = [[] for _ in factor]
+        pull = factor.unbind()
+        found = []
+        for rows, roots in zip(self._extra_rows, view.extra_roots(len(self._extra_rows)), strict=True):
+            found.append(rows.take(anchor, roots, pull, none, keep_graph=False).jacobian)
+        self.ranks.mean_(found)
+        return found
 
     def _push_weighted(self, weights: Tensor, trunk: Weighted, heads: Weighted) -> Tensor:
         """One backward pass with known weights (1, K)."""
@@ -236,7 +278,9 @@ class Step:
         if self.shared:
             self._write(self.shared, trunk.gradients(self.shared, keep_graph=False))
 
-    def _combine(self, scaled: Tensor, trunk: Weighted, heads: Weighted | None, cut: Sequence[Tensor]) -> Tensor | None:
+    def _combine(
+        self, weighted: Tensor, trunk: Weighted, heads: Weighted | None, cut: Sequence[Tensor]
+    ) -> Tensor | None:
         """Task gradients at the anchor -> one direction in `.grad`, and the heads' gradients beside it.
 
         `heads` is given when the heads learn from something else than the losses that the trunk sees. Returns the
@@ -251,7 +295,7 @@ class Step:
         taken = self.rows.take(anchor, *trunk, along, keep_graph=self.wrt == "representation")
         if heads is None:
             private_gradients = taken.along
-        alpha, direction = self._decide(taken.jacobian, scaled)
+        alpha, direction = self._decide(taken.jacobian, weighted)
         parts = [d.view_as(t) for d, t in zip(torch.split(direction, [t.numel() for t in anchor]), anchor, strict=True)]
         if self.wrt == "params":
             _accumulate(self.shared, [part if hit else None for part, hit in zip(parts, taken.reached, strict=True)])
@@ -265,26 +309,31 @@ class Step:
         self._write(private, private_gradients)
         return alpha
 
-    def _decide(self, jacobian: Tensor, scaled: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _decide(self, jacobian: Tensor, weighted: Tensor) -> tuple[Tensor | None, Tensor]:
         """Jacobian (K, P) -> weights (K,) where the method has any, and the direction (P,)."""
         if self.wrt == "params":
             self.ranks.mean_([jacobian])
         columns = torch.split(jacobian, self._group_sizes, dim=1) if self._group_sizes else (jacobian,)
-        if self.gradient_weighting.reads == "jacobian":
-            found = [method(part, scaled) for method, part in zip(self._methods, columns, strict=True)]
+        if not self.gradient_weighting.gives_weights():
+            found = [method(part, weighted) for method, part in zip(self._methods, columns, strict=True)]
             return None, found[0] if len(found) == 1 else torch.cat(found)
-        weights = torch.stack([self._weights(i, part, scaled) for i, part in enumerate(columns)])
+        weights = torch.stack([self._weights(i, part, part, weighted) for i, part in enumerate(columns)])
         self._reused = weights  # (groups, K)
         alpha = weights.to(jacobian)
         parts = [a @ part for a, part in zip(alpha, columns, strict=True)]
         return alpha.mean(0), parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _weights(self, group: int, jacobian: Tensor, scaled: Tensor) -> Tensor:
-        gramian = jacobian @ jacobian.T
-        if self.wrt == "representation":  # every rank holds its own part of the batch, as `world` times its share
-            self.ranks.mean_([gramian])
-            gramian /= self.ranks.world
-        found: Tensor = self._methods[group](gramian.double().cpu(), scaled.double().cpu()).detach()
+    def _weights(self, group: int, rows: Tensor, columns: Tensor, weighted: Tensor) -> Tensor:
+        """Weights (K,) from two Jacobians (K, P), which are one and the same where there are no further batches."""
+        method = self._methods[group]
+        if method.reads == "jacobian":
+            found: Tensor = method(rows, weighted).detach()
+        else:
+            gramian = rows @ columns.T
+            if self.wrt == "representation":  # every rank holds its own part of the batch, as `world` times its share
+                self.ranks.mean_([gramian])
+                gramian /= self.ranks.world
+            found = method(gramian.double().cpu(), weighted.double().cpu()).detach()
         if self.smooth and self._reused is not None:
             found = self.smooth * self._reused[group] + (1 - self.smooth) * found
         return found

@@ -28,6 +28,7 @@ class ModelStep:
         tasks: the K tasks, in the order of every (K,) tensor.
         batch: this rank's rows.
         held_out: gives this step's held-out batch, where the recipe has one.
+        extra: gives the n-th further training batch of this step, where the recipe has any.
         autocast: dtype of the forward pass, or None for full precision. Losses are always float32.
         complete: tasks of which no row, training or held-out, lacks a label.
         metrics: names by task; the first one of a task is what `score` gives.
@@ -43,6 +44,7 @@ class ModelStep:
         lr: float,
         ranks: Ranks,
         held_out: Callable[[], Batch] | None = None,
+        extra: Callable[[int], Batch] | None = None,
         autocast: torch.dtype | None = None,
         complete: frozenset[str] = frozenset(),
         metrics: Mapping[str, Sequence[str]] | None = None,
@@ -51,7 +53,7 @@ class ModelStep:
         self.tasks = tuple(task.name for task in tasks)
         self.clock, self.lr = clock, lr
         self._model, self._tasks, self._batch = model, tasks, batch
-        self._ranks, self._held_out, self._autocast = ranks, held_out, autocast
+        self._ranks, self._held_out, self._extra, self._autocast = ranks, held_out, extra, autocast
         self._device = next(iter(batch.inputs.values())).device
         self._complete, self._metrics = complete, metrics or {}
         self._probe_model = probe_model or model
@@ -73,6 +75,18 @@ class ModelStep:
     def samples(self) -> list[Tensor] | None:
         """The K tensors (B,) behind `sample_losses` if anything has asked for it, else None."""
         return self._totals if "sample_losses" in self.__dict__ else None
+
+    def extra_roots(self, count: int) -> list[list[Tensor]]:
+        """K losses of each of `count` further training batches, with dropout masks of their own and without a trace in
+        buffers."""
+        if self._extra is None:
+            raise MtlError("further training batches were asked for, but there are none; set data.extra_batches")
+        found = []
+        for number in range(count):
+            rows = self._extra(number)
+            predictions, _ = self._forward(self._probe_model, rows, self._copied_buffers())
+            found.append(self._measure(predictions, rows)[0])
+        return found
 
     @cached_property
     def params(self) -> Params:
@@ -122,9 +136,11 @@ class ModelStep:
             raise MtlError("a held-out batch was asked for, but there is none; set data.held_out above 0")
         rows = self._held_out() if batch == "held_out" and self._held_out is not None else self._batch
         with self._same_randomness():
-            buffers = {name: buffer.clone() for name, buffer in self._probe_model.named_buffers()}
-            predictions, _ = self._forward(self._probe_model, rows, {**(at or {}), **buffers})
+            predictions, _ = self._forward(self._probe_model, rows, {**(at or {}), **self._copied_buffers()})
         return predictions, rows
+
+    def _copied_buffers(self) -> Params:
+        return {name: buffer.clone() for name, buffer in self._probe_model.named_buffers()}
 
     def _forward(
         self, model: MTLModel, batch: Batch, state: Params | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from mtlcli.options import Options as AnyOptions
 
 Params = dict[str, Tensor]
+Anchor = Literal["params", "representation", "last_shared"]
+Trait = Literal["sample_weights", "negative_weights"]
 
 
 class Clock(NamedTuple):
@@ -137,10 +140,21 @@ class LossWeighting(Weighting):
     """K losses -> the K losses that are trained on. Register with `@loss_weightings.register("name")`."""
 
     needs: ClassVar[frozenset[Literal["held_out"]]] = frozenset()
+    traits: ClassVar[frozenset[Trait]] = frozenset()  # what a gradient weighting may refuse to go with
     scale_free: ClassVar[bool] = False  # whether multiplying one task's loss by a constant changes nothing
     # What the task heads learn from: `weighted`, the loss that this method returns; `unweighted`, their own raw loss,
     # so that a task of weight 0 still trains its head.
     heads: Literal["weighted", "unweighted"] = "weighted"
+
+    @classmethod
+    def needs_with(cls, options: AnyOptions) -> frozenset[Literal["held_out"]]:
+        """What the recipe must provide for these options. Default: `needs`, whatever they are."""
+        return cls.needs
+
+    @classmethod
+    def traits_with(cls, options: AnyOptions) -> frozenset[Trait]:
+        """What is special about the weights that these options lead to. Default: `traits`."""
+        return cls.traits
 
     @abstractmethod
     def forward(self, step: StepView) -> Tensor:
@@ -165,15 +179,53 @@ class GradientWeighting(Weighting):
     """K gradients -> one. Register with `@gradient_weightings.register("name")`.
 
     `reads` says what `forward` gets: `nothing`, it is not called and the gradients are summed; `gramian`, the (K, K)
-    inner products in float64 on the CPU, and it returns weights (K,); `jacobian`, the (K, P) gradients, and it returns
-    the direction (P,). Where the gradients are taken and how often is the engine's business.
+    inner products in float64 on the CPU; `jacobian`, the (K, P) gradients. It returns weights (K,) or the direction
+    (P,), as `returns` says. Where the gradients are taken and how often is the engine's business.
     """
 
     reads: ClassVar[Literal["nothing", "gramian", "jacobian"]]
+    # None: weights where the Gramian is read, the direction where the Jacobian is.
+    returns: ClassVar[Literal["weights", "direction"] | None] = None
     # What the task heads receive: `unweighted`, the gradient of the loss they are trained on; `weighted`, that times
     # the task's weight.
     heads: ClassVar[Literal["unweighted", "weighted"]] = "unweighted"
+    # Where its gradients may be taken. A method that remembers gradients entry by entry cannot work on those of a
+    # representation, whose entries belong to the samples of one batch.
+    anchors: ClassVar[frozenset[Anchor]] = frozenset({"params", "representation", "last_shared"})
+    # Training batches, drawn independently, that it needs beside the one that is trained on: none, or two. With two,
+    # the Gramian holds the inner products of the first one's gradients (rows) with the second one's (columns).
+    extra_batches: ClassVar[Literal[0, 2]] = 0
+
+    @classmethod
+    def gives_weights(cls) -> bool:
+        """Whether `forward` returns weights (K,), which can be reused, averaged, and carried to other parameters."""
+        return (cls.returns or ("direction" if cls.reads == "jacobian" else "weights")) == "weights"
+
+    @classmethod
+    def allowed_anchors(cls) -> tuple[Anchor, ...]:
+        """`anchors`, sorted; without the last shared layer where there are no weights to carry over from it."""
+        return tuple(sorted(cls.anchors - (frozenset() if cls.gives_weights() else {"last_shared"})))
+
+    @classmethod
+    def refuses(cls, options: AnyOptions) -> Mapping[Trait, str]:
+        """Traits of loss weightings that it cannot go with under these options, and why. Default: none."""
+        return {}
 
     @abstractmethod
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
-        """Weights or direction from the Gramian or the Jacobian of `losses` (K,), detached."""
+        """Weights or direction.
+
+        Args:
+            statistic: the Gramian or the Jacobian of the losses that are trained on.
+            losses: (K,), detached: each raw loss times its weight. Where a loss weighting trains on something else,
+                such as logs, that is the same to first order, and positive.
+        """
+
+
+def objections(
+    loss: type[LossWeighting], loss_options: AnyOptions, gradient: type[GradientWeighting], gradient_options: AnyOptions
+) -> list[str]:
+    """Why two weightings make no sense together; empty where they do."""
+    refused = gradient.refuses(gradient_options)
+    traits = sorted(loss.traits_with(loss_options))
+    return [f"'{gradient.name}' cannot go with '{loss.name}': {refused[trait]}" for trait in traits if trait in refused]

@@ -95,11 +95,47 @@ def test_a_recipe_becomes_a_table(mtl: Mtl) -> None:
     assert set(runs_in("runs/compare-toy")) == {"ew/seed-0"}
 
 
+def test_several_recipes_are_several_methods(mtl: Mtl) -> None:
+    """Each with its own options and held-out rows; what else they say must be the same."""
+    text = Path("toy.yaml").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("weighting:"))
+    Path("one.yaml").write_text(text.replace(line, "weighting: {loss: {name: dwa, temperature: 3}}"))
+    Path("two.yaml").write_text(
+        text.replace(line, "weighting: {loss: {name: slgrad, main: which}}").replace("toy,", "toy, held_out: 0.2,")
+    )
+    both = ["compare", "one.yaml", "two.yaml", "--seeds", "0,1", "--out", "sweep", *FAST, "--json"]
+    done = mtl(*both)
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert [(row["method"], row["seeds"]) for row in report["rows"]] == [
+        (method, [0, 1]) for method in ("single_task", "dwa", "slgrad")
+    ]
+    assert any("differ in more than the method and the seed: data.held_out" in note for note in report["notes"])
+    kept = {name: recipes.load(run.recipe_file) for name, run in runs_in("sweep").items()}
+    assert {r.data.held_out for name, r in kept.items() if name.startswith("slgrad")} == {0.2}
+    assert {r.data.held_out for name, r in kept.items() if not name.startswith("slgrad")} == {0.0}
+    assert [r.loss.options.temperature for name, r in kept.items() if name.startswith("dwa")] == [3, 3]
+    before = trained("sweep")
+    assert mtl(*both).code == 0
+    assert trained("sweep") == before
+
+    Path("three.yaml").write_text(text.replace("lr: 0.01", "lr: 0.5"))
+    other = mtl("compare", "one.yaml", "three.yaml", "two.yaml", "--seeds", "0", *FAST)
+    assert other.code == 2
+    assert "three.yaml: optimizer.lr: 0.01 -> 0.5" in other.err
+    assert "two.yaml:" not in other.err
+    again = mtl("compare", "one.yaml", "one.yaml", *FAST)
+    assert "one.yaml: is the same method as one.yaml; leave one out" in again.err
+    chosen = mtl("compare", "one.yaml", "two.yaml", "--methods", "ew", *FAST)
+    assert "--methods goes with one recipe" in chosen.err
+
+
 def test_options_of_the_recipe_are_kept_and_told_apart(mtl: Mtl) -> None:
     recipe = recipes.load(
         Path("toy.yaml"), ["weighting={loss: {name: dwa, temperature: 3}, gradient: {name: mgda, every: 2}}"]
     )
-    base = {p.label: p for p in sweep.plan(recipe, sweep.parse_methods("dwa+mgda,dwa,+graddrop", recipe), [0], True)}
+    rivals = sweep.rivals(recipe, sweep.parse_methods("dwa+mgda,dwa,+graddrop", recipe))
+    base = {p.label: p for p in sweep.plan(recipe, rivals, [0], True)}
     assert base["dwa+mgda"].recipe.loss.options.temperature == 3
     assert base["dwa"].recipe.loss.options.temperature == 3
     assert base["dwa+mgda"].recipe.gradient_engine.every == 2
@@ -135,8 +171,8 @@ def test_options_of_the_recipe_are_kept_and_told_apart(mtl: Mtl) -> None:
         (["--out", "toy.yaml"], "toy.yaml: exists and is no folder of mtl compare"),
         (["--out", "other"], "other: exists and is no folder of mtl compare"),
         (["--out", "toy.yaml/x"], "toy.yaml/x: cannot be written: Not a directory"),
-        (["other"], "toy.yaml: is a file; compare takes one recipe, or run directories"),
-        (["nope"], "compare takes one recipe, or run directories"),
+        (["other.yaml"], "other.yaml: no such file"),
+        (["other"], "toy.yaml: is a file; compare takes recipes, or run directories, not both"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -201,7 +237,7 @@ def test_two_sweeps_on_one_folder_train_each_run_once() -> None:
     """Both start at once; what one trains, the other waits for."""
     recipe = recipes.load(Path("toy.yaml"), ["train.epochs=1"])
     methods = sweep.parse_methods("ew,uw,dwa", recipe)
-    planned = sweep.plan(recipe, methods, [0, 1], False)
+    planned = sweep.plan(recipe, sweep.rivals(recipe, methods), [0, 1], False)
     ended: list[list[sweep.Progress]] = []
 
     def go() -> None:

@@ -78,6 +78,7 @@ def train(model: Net, balancer: Balancer, steps: range, lr: float = 0.05) -> lis
             representation=representation,
             closure=lambda step=step: compute(model, step)[1],
             held_out=lambda step=step: compute(model, step + 1000)[1],
+            extra=[lambda step=step, n=n: compute(model, step + n)[1] for n in (2000, 3000)],
         )
         optimizer.step()
         balancer.after_step()
@@ -88,7 +89,12 @@ def train(model: Net, balancer: Balancer, steps: range, lr: float = 0.05) -> lis
 
 
 PAIRS = [(loss, "sum", "params") for loss in mtlcli.loss_weightings.names()]
-PAIRS += [("ew", g, wrt) for g in mtlcli.gradient_weightings.names() for wrt in ("params", "representation")]
+PAIRS += [
+    ("ew", gradient, wrt)
+    for gradient in mtlcli.gradient_weightings.names()
+    for wrt in ("params", "representation")
+    if wrt in mtlcli.gradient_weightings.get(gradient).allowed_anchors()
+]
 PAIRS += [("igb_v1", "nash_mtl", "params"), ("uw", "mgda", "representation"), ("famo", "graddrop", "params")]
 
 
@@ -297,3 +303,36 @@ def test_a_method_that_measures_again_asks_for_a_closure() -> None:
     balancer.backward(losses_of(model))
     with pytest.raises(MtlError, match="closure=f"):
         balancer.after_step()
+
+
+def test_a_method_of_several_batches_says_what_it_needs() -> None:
+    model = net()
+    balancer = balancer_for(model, gradient="modo")
+    with pytest.raises(MtlError, match=r"'modo' needs the losses of 2 further training batches: pass extra=\[f, g\]"):
+        balancer.backward(task_losses(model, 0)[1], extra=[lambda: task_losses(model, 1)[1]])
+
+
+def test_held_out_rows_are_asked_for_where_an_option_needs_them() -> None:
+    model = net()
+    balancer = balancer_for(model, loss="hydalearn", options={"loss": {"batch": "held_out"}})
+    with pytest.raises(MtlError, match="'hydalearn' needs held-out data: pass held_out="):
+        balancer.backward(task_losses(model, 0)[1], closure=lambda: task_losses(model, 0)[1])
+
+
+@pytest.mark.parametrize(
+    ("loss", "gradient", "options", "words"),
+    [
+        ("auto_lambda", "mgda", {"gradient": {"normalise": "loss+"}}, "'mgda' cannot go with 'auto_lambda'"),
+        ("hydalearn", "emtl", {"loss": {"negative": "keep"}}, "'emtl' cannot go with 'hydalearn'"),
+        ("slgrad", "sdmgrad", {}, "'sdmgrad' cannot go with 'slgrad': its further batches have no sample weights"),
+    ],
+)
+def test_pairs_that_make_no_sense_are_refused(loss: str, gradient: str, options: Any, words: str) -> None:
+    with pytest.raises(MtlError, match=words):
+        balancer_for(net(), loss=loss, gradient=gradient, options=options)
+
+
+@pytest.mark.parametrize("gradient", ["moco", "db_mtl", "excess_mtl", "modo"])
+def test_methods_that_bring_batches_together_refuse_the_representation(gradient: str) -> None:
+    with pytest.raises(MtlError, match=f"wrt: representation does not go with '{gradient}'; use "):
+        balancer_for(net(), gradient=gradient, wrt="representation")

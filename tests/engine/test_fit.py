@@ -13,14 +13,16 @@ import toy
 
 import mtlcli
 from mtlcli import recipe
-from mtlcli.engine.events import EpochDone, Finished, StepDone, Warned
+from mtlcli.engine.events import Diagnostics, EpochDone, Finished, StepDone, Warned
 from mtlcli.engine.fit import Fit, Interrupted, read_checkpoint
 from mtlcli.engine.prepare import prepare
 from mtlcli.engine.ranks import Ranks
+from mtlcli.engine.view import ModelStep
 from mtlcli.errors import MtlError, TrainingError
 from mtlcli.recipe import Recipe
 from mtlcli.registry import optimizers, schedules
 from mtlcli.runs import Run
+from mtlcli.weighting.base import Clock
 
 CPU = torch.device("cpu")
 
@@ -251,3 +253,42 @@ def test_compiled_parts_train_like_plain_ones(tmp_path: Path) -> None:
     compiled, _ = fit(build(**sections), tmp_path / "compiled")
     for task, score in plain["tasks"].items():
         assert compiled["tasks"][task]["loss"] == pytest.approx(score["loss"], rel=1e-4)
+
+
+def test_diagnostics_say_how_gradients_conflict_and_change_nothing(tmp_path: Path) -> None:
+    """Against gradients taken by hand at the first step; the trained parameters are the same to the last bit."""
+    plain, watched = build(), build(train={"diagnostics_every": 2})
+    made = prepare(watched, CPU)
+    training = Fit(made, Run(tmp_path), Ranks())
+    batch = next(iter(training.loader.epoch(0)))
+    losses = ModelStep(made.model, made.data.tasks, batch, Clock(0, 0, 3, 4), 0.01, Ranks()).losses
+    rows = [torch.autograd.grad(loss, made.model.shared_parameters(), retain_graph=True) for loss in losses]
+    jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows]).double()
+    lengths = jacobian.norm(dim=1)
+    expected = jacobian @ jacobian.T
+    events = [event for event in training.events() if isinstance(event, Diagnostics)]
+    assert [event.step for event in events] == [0, 2, 4, 6, 8, 10]
+    first = events[0]
+    assert first.tasks == ["yes", "which", "amount"]
+    torch.testing.assert_close(
+        torch.tensor(first.cosines).double(), expected / lengths[:, None] / lengths, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        torch.tensor(first.magnitude_similarity).double(),
+        2 * lengths[:, None] * lengths / (lengths[:, None] ** 2 + lengths**2),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert first.condition == pytest.approx(float(torch.linalg.cond(expected)), rel=1e-2)
+    (tmp_path / "plain").mkdir()
+    _, without = fit(plain, tmp_path / "plain")
+    for a, b in zip(training.model.parameters(), without.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_diagnostics_of_gradients_that_vanish_or_are_alike() -> None:
+    zero = Diagnostics.of(torch.tensor([[4.0, 0.0], [0.0, 0.0]]), ["a", "b"], 0, 0)
+    assert zero.cosines == [[1.0, 0.0], [0.0, 0.0]]
+    assert zero.magnitude_similarity == [[1.0, 0.0], [0.0, 1.0]]
+    assert zero.condition is None
+    assert Diagnostics.of(torch.ones(2, 2), ["a", "b"], 0, 0).condition is None

@@ -23,10 +23,10 @@ from mtlcli.runs import Run
 def cases() -> list[tuple[str, str, str]]:
     found = [(loss, "sum", "params") for loss in mtlcli.loss_weightings.names()]
     for gradient in mtlcli.gradient_weightings.names():
-        reads = mtlcli.gradient_weightings.get(gradient).reads
+        method = mtlcli.gradient_weightings.get(gradient)
         # A method that draws a sign per entry of the representation draws for each rank's own samples.
-        anchors = ["params"] if reads != "gramian" else ["params", "representation"]
-        found += [("si", gradient, wrt) for wrt in anchors]
+        anchors = {"params"} if method.reads != "gramian" else method.anchors & {"params", "representation"}
+        found += [("si", gradient, wrt) for wrt in sorted(anchors)]
     return found
 
 

@@ -376,3 +376,98 @@ def test_settings_that_make_no_sense_are_refused(how: Any, says: str) -> None:
         how = {**how, "groups": groups if how["groups"] == "fine" else [*groups, groups[0]]}
     with pytest.raises(MtlError, match=says):
         Step(made.model.shared_parameters(), made.model.task_parameters(), built(Weighted), method, **how)
+
+
+class FixedAlphaOfOthers(FixedAlpha):
+    """Weights chosen by the test, from two further batches."""
+
+    name = "fixed_of_others"
+    extra_batches: ClassVar[Any] = 2
+
+
+@pytest.mark.parametrize("wrt", ["params", "last_shared"])
+def test_further_batches_give_the_gramian_and_none_of_the_direction(wrt: Any) -> None:
+    """Rows from the first, columns from the second, both of the weighted losses; the step's own batch is trained on."""
+    made = prepared()
+    last = made.model.trunk.last_shared_parameters()
+    anchor = last if wrt == "last_shared" else made.model.shared_parameters()
+    train = made.data.splits["train"]
+    train.inputs["numeric"] = train.inputs["numeric"].double()
+    train.targets["amount"] = train.targets["amount"].double()
+    parts = [train.rows(slice(0, 48)), train.rows(slice(48, 70)), train.rows(slice(70, 96))]
+    method = built(FixedAlphaOfOthers)
+    step = Step(
+        made.model.shared_parameters(), made.model.task_parameters(), built(Weighted), method, wrt=wrt, last_shared=last
+    )
+    made.model.zero_grad(set_to_none=True)
+
+    def view(number: int) -> ModelStep:
+        return ModelStep(
+            made.model,
+            made.data.tasks,
+            parts[number],
+            Clock(0, 0, 3, 4),
+            0.01,
+            Ranks(),
+            extra=lambda n: parts[n + 1],
+        )
+
+    report = step.backward(view(0))
+    found = gradients(made)
+    jacobians = []
+    for number in (1, 2):
+        losses = Weighted.factors * view(number).losses
+        rows = [torch.autograd.grad(loss, anchor, retain_graph=True, allow_unused=True) for loss in losses]
+        jacobians.append(
+            torch.stack(
+                [
+                    torch.cat(
+                        [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(row, anchor, strict=True)]
+                    )
+                    for row in rows
+                ]
+            )
+        )
+    torch.testing.assert_close(method.seen[0], jacobians[0] @ jacobians[1].T)
+    torch.testing.assert_close(method.seen[1], Weighted.factors * view(0).losses.detach())
+    assert_equal(found, by_hand(made, Weighted.factors * ALPHA, Weighted.factors))
+    assert report.passes == (7 if wrt == "params" else 1)
+
+
+class Logs(LossWeighting):
+    """Logs of the losses."""
+
+    name = "logs"
+
+    def forward(self, step: StepView) -> Tensor:
+        return Weighted.factors * step.losses.log()
+
+
+def test_a_gradient_weighting_gets_losses_times_their_weights() -> None:
+    """For logs too, whose own values can be negative: the weight of log L is 1 / L."""
+    made = prepared()
+    method = built(FixedAlpha)
+    run(made, built(Logs), method)
+    torch.testing.assert_close(method.seen[1], Weighted.factors)
+    run(made, built(Weighted), method)
+    torch.testing.assert_close(method.seen[1], Weighted.factors * view_of(made).losses.detach())
+    run(made, built(BySample), method)
+    torch.testing.assert_close(method.seen[1], view_of(made).losses.detach())
+
+
+def test_weights_from_the_jacobian_reach_heads_too() -> None:
+    made = prepared()
+
+    class Doubled(GradientWeighting):
+        name = "doubled"
+        reads: ClassVar[Any] = "jacobian"
+        returns: ClassVar[Any] = "weights"
+        heads: ClassVar[Any] = "weighted"
+
+        def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
+            assert statistic.shape[0] == 3
+            return ALPHA
+
+    report, _ = run(made, built(Weighted), built(Doubled))
+    assert_equal(gradients(made), by_hand(made, Weighted.factors * ALPHA, Weighted.factors * ALPHA))
+    torch.testing.assert_close(report.weights, Weighted.factors * ALPHA)

@@ -11,7 +11,8 @@ from weighting_toys import build_gradient, direction, jacobian_of
 
 from mtlcli import MtlError, gradient_weightings
 from mtlcli.errors import OptionError
-from mtlcli.weighting.gradients import excess_mtl, moco
+from mtlcli.weighting.gradients import excess_mtl
+from mtlcli.weighting.solvers import onto_simplex
 
 ONES = torch.ones(3, dtype=torch.float64)
 
@@ -91,17 +92,21 @@ def test_gradvac_stays_bounded_after_perfect_agreement() -> None:
 # moco
 
 
+def simplex(point: Tensor) -> Tensor:
+    return torch.from_numpy(onto_simplex(point.double().numpy()))
+
+
 def test_projection_onto_the_simplex() -> None:
     for seed in range(20):
         point = 2 * jacobian_of(1, 5, seed)[0]
-        found = moco.onto_simplex(point)
+        found = simplex(point)
         assert found.sum() == pytest.approx(1.0)
         assert (found >= 0).all()
         gap = point - found  # optimality: constant where positive, smaller elsewhere
         level = gap[found > 0].mean()
         torch.testing.assert_close(gap[found > 0], level.expand(int((found > 0).sum())))
         assert (gap[found == 0] <= level + 1e-12).all()
-    assert moco.onto_simplex(torch.tensor([1e30, -1e30, 1e30])).tolist() == [0.5, 0.0, 0.5]
+    assert simplex(torch.tensor([1e30, -1e30, 1e30])).tolist() == [0.5, 0.0, 0.5]
 
 
 def test_moco_by_hand() -> None:
@@ -109,11 +114,11 @@ def test_moco_by_hand() -> None:
     first, second = jacobian_of(2, 5), jacobian_of(2, 5, seed=1)
     tracked, weights = 0.5 * first, torch.full((2,), 0.5, dtype=torch.float64)
     found = method(first, ONES[:2])
-    weights = moco.onto_simplex(weights - 0.1 * (tracked @ tracked.T + 0.1 * torch.eye(2)) @ weights)
+    weights = simplex(weights - 0.1 * (tracked @ tracked.T + 0.1 * torch.eye(2)) @ weights)
     torch.testing.assert_close(found, weights @ tracked)
     rate = 1 / math.sqrt(2)
     tracked = tracked + 0.5 * rate * (second - tracked)
-    weights = moco.onto_simplex(weights - 0.1 * rate * (tracked @ tracked.T + 0.1 * torch.eye(2)) @ weights)
+    weights = simplex(weights - 0.1 * rate * (tracked @ tracked.T + 0.1 * torch.eye(2)) @ weights)
     torch.testing.assert_close(method(second, ONES[:2]), weights @ tracked)
 
 
@@ -159,14 +164,14 @@ def test_db_mtl_averages() -> None:
 
 def test_excess_mtl_first_measures() -> None:
     method, jacobian = gradient_weightings.build("excess_mtl", tasks=3, step_size=1.0), jacobian_of(3, 5)
-    torch.testing.assert_close(method(jacobian, ONES), jacobian.sum(0))
+    torch.testing.assert_close(direction(method, jacobian), jacobian.sum(0))
     torch.testing.assert_close(method.first, jacobian.abs().sum(1))  # g^2 / sqrt(g^2)
     # The second time each excess is 1 / sqrt(2) of the first, for all tasks alike.
-    torch.testing.assert_close(method(jacobian, ONES), jacobian.sum(0))
+    torch.testing.assert_close(direction(method, jacobian), jacobian.sum(0))
     louder = jacobian * torch.tensor([[3.0], [1.0], [1.0]], dtype=torch.float64)
     excess = louder.square() / (2 * jacobian.square() + louder.square()).sqrt()
     weights = 3 * (excess.sum(1) / jacobian.abs().sum(1)).softmax(0)
-    torch.testing.assert_close(method(louder, ONES), weights @ louder)
+    torch.testing.assert_close(method(louder, ONES), weights)
 
 
 def test_excess_mtl_does_not_mind_the_scale() -> None:
@@ -194,6 +199,53 @@ def test_excess_mtl_meets_a_task_late() -> None:
     method(silent, ONES[:2])
     method(jacobian, ONES[:2])
     torch.testing.assert_close(method.first, jacobian.abs().sum(1))
+
+
+# modo, sdmgrad: two batches
+
+
+def test_modo_by_hand() -> None:
+    method = gradient_weightings.build("modo", tasks=2, gamma=0.1, rho=0.2)
+    cross = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
+    even = torch.full((2,), 0.5, dtype=torch.float64)
+    expected = simplex(even - 0.1 * (cross @ even + 0.2 * even))
+    torch.testing.assert_close(method(cross, ONES[:2]), expected)
+    again = simplex(expected - 0.1 * (cross @ expected + 0.2 * expected))
+    torch.testing.assert_close(method(cross, ONES[:2]), again)
+
+
+def test_modo_tends_to_the_shortest_combination() -> None:
+    jacobian = jacobian_of(3, 6) + 0.5
+    method = gradient_weightings.build("modo", tasks=3, gamma=0.02, rho=0.0)
+    for _ in range(3000):
+        found = direction(method, jacobian)
+    torch.testing.assert_close(found, direction(build_gradient("mgda", 3), jacobian), rtol=1e-4, atol=1e-4)
+
+
+def test_sdmgrad_minimises_what_it_should() -> None:
+    """v minimises 1/2 v'Av + pull even'Av over the simplex; brute force over a grid."""
+    jacobian = jacobian_of(2, 4, seed=5)
+    gramian = jacobian @ jacobian.T
+    method = gradient_weightings.build("sdmgrad", tasks=2, pull=0.5, iterations=2000, lr=0.05)
+    found = method(gramian, ONES[:2])
+    first = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+    grid = torch.stack([first, 1 - first], dim=1)
+    values = 0.5 * ((grid @ gramian) * grid).sum(1) + 0.5 * 0.5 * (grid @ gramian).sum(1)
+    best = grid[values.argmin()]
+    torch.testing.assert_close(found, (best + 0.25) / 1.5, rtol=0, atol=2e-4)
+
+
+def test_sdmgrad_does_not_mind_the_scale() -> None:
+    cross = jacobian_of(3, 4) @ jacobian_of(3, 4, seed=1).T + torch.eye(3)
+    plain, scaled = build_gradient("sdmgrad", 3), build_gradient("sdmgrad", 3)
+    torch.testing.assert_close(plain(cross, ONES), scaled(1e-12 * cross, ONES))
+
+
+def test_sdmgrad_stays_where_no_gradient_agrees_with_itself() -> None:
+    method = build_gradient("sdmgrad", 3)
+    found = method(-torch.eye(3, dtype=torch.float64), ONES)
+    assert found.tolist() == pytest.approx([1 / 3] * 3)
+    assert method.events == {"no gradient agreed with itself over two batches: the weights stayed": 1}
 
 
 # gradnorm

@@ -6,6 +6,8 @@ import pytest
 import torch
 from weighting_toys import EPOCHS, STEPS_PER_EPOCH, ScriptedStep, Toy, ToyStep, build_loss, train
 
+from mtlcli import loss_weightings
+
 NUM_STEPS = EPOCHS * STEPS_PER_EPOCH
 
 
@@ -102,6 +104,18 @@ def test_leaves_the_step_alone(loss_name: str) -> None:
         method.after_step(step)
         assert torch.equal(step.losses.detach(), losses)
     assert all(torch.equal(before[name], value) and value.grad is None for name, value in toy.params.items())
+
+
+def test_a_method_that_says_so_does_not_mind_the_scale(loss_name: str) -> None:
+    """What the model learns stays the same when one loss is multiplied by a thousand."""
+    if not loss_weightings.get(loss_name).scale_free:
+        pytest.skip("does not say so")
+    plain, scaled = Toy(3), Toy(3, scales=torch.tensor([1.0, 1000.0, 1.0]))
+    methods = [build_loss(loss_name, toy.tasks) for toy in (plain, scaled)]
+    for method, toy in zip(methods, (plain, scaled), strict=True):
+        train(method, toy, 0, NUM_STEPS)
+    for name, value in plain.params.items():
+        torch.testing.assert_close(scaled.params[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_takes_float64_losses(loss_name: str) -> None:

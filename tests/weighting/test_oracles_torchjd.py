@@ -1,18 +1,20 @@
-"""Gradient weightings against TorchJD, an independent implementation; every difference between the two is stated."""
+"""Weightings against TorchJD, an independent implementation; every difference between the two is stated."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from weighting_toys import build_gradient, direction, jacobian_of
+from weighting_toys import ScriptedStep, build_gradient, direction, jacobian_of
 
-from mtlcli import gradient_weightings
+from mtlcli import gradient_weightings, loss_weightings
 
 aggregation = pytest.importorskip("torchjd.aggregation")
 linalg = pytest.importorskip("torchjd.linalg")
+scalarization = pytest.importorskip("torchjd.scalarization")
 
 RANDOM = [jacobian_of(k, 20, seed=k) for k in (2, 3, 5, 11)]
 ILL_CONDITIONED = [
@@ -138,5 +140,77 @@ def test_excess_mtl(jacobian: Tensor) -> None:
     theirs = aggregation.ExcessMTLWeighting(robust_step_size=0.3, n_warmup_steps=1)
     for seed in range(4):
         step = jacobian + jacobian_of(*jacobian.shape, seed=seed + 20)
-        expected = theirs(step) * len(step) @ step
+        expected = theirs(step) * len(step)
         torch.testing.assert_close(method(step, torch.ones(len(step))), expected, rtol=1e-3, atol=1e-3)
+
+
+def cross_gramians(jacobian: Tensor) -> list[Tensor]:
+    """Three steps of inner products between two noisy estimates of the same gradients."""
+    noise = [0.2 * jacobian_of(*jacobian.shape, seed=s) * jacobian.norm(dim=1)[:, None] for s in range(40, 46)]
+    return [(jacobian + a) @ (jacobian + b).T for a, b in zip(noise[::2], noise[1::2], strict=True)]
+
+
+@pytest.mark.parametrize("gamma", [1e-3, 0.1])
+@pytest.mark.parametrize("jacobian", named(EVERY))
+def test_modo(jacobian: Tensor, gamma: float) -> None:
+    """Exact."""
+    ours = gradient_weightings.build("modo", tasks=len(jacobian), gamma=gamma)
+    theirs = aggregation.MoDoWeighting(gamma=gamma, rho=0.1)
+    for cross in cross_gramians(jacobian):
+        torch.testing.assert_close(ours(cross, torch.ones(len(cross))), theirs(cross), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("jacobian", named(EVERY))
+def test_sdmgrad(jacobian: Tensor) -> None:
+    """Exact but for the 1e-8 that they add to the squared scale, so a scale of about 1 is given."""
+    ours = gradient_weightings.build("sdmgrad", tasks=len(jacobian))
+    theirs = aggregation.SDMGradWeighting()
+    for cross in cross_gramians(jacobian / jacobian.norm(dim=1, keepdim=True)):
+        torch.testing.assert_close(ours(cross, torch.ones(len(cross))), theirs(cross), rtol=1e-4, atol=1e-5)
+
+
+def streams(seed: int) -> Tensor:
+    """Positive losses (steps, K) of a stream that falls at different speeds."""
+    rng = torch.Generator().manual_seed(seed)
+    speeds = torch.tensor([0.01, 0.05, 0.1])
+    noise = 0.2 * torch.rand(24, 3, generator=rng)
+    return (torch.arange(24)[:, None] * -speeds).exp() * torch.tensor([0.5, 3.0, 20.0]) + noise
+
+
+def test_uw() -> None:
+    """Exact, while both learn: value, gradient of the losses, and of the log-variances."""
+    ours, theirs = loss_weightings.build("uw", tasks=3), scalarization.UW(3)
+    optimizers = [torch.optim.Adam(m.parameters(), lr=0.05) for m in (ours, theirs)]
+    for losses in streams(0):
+        found = []
+        for method, optimizer in zip((ours, theirs), optimizers, strict=True):
+            step = ScriptedStep(losses)
+            total = method(step).sum() if method is ours else method(step.losses)
+            optimizer.zero_grad()
+            (slope,) = torch.autograd.grad(total, step.losses, retain_graph=True)
+            total.backward()
+            optimizer.step()
+            found.append((total.detach(), slope))
+        torch.testing.assert_close(found[0], found[1])
+
+
+def test_dwa() -> None:
+    """Exact, epoch after epoch of four steps."""
+    ours, theirs = loss_weightings.build("dwa", tasks=3, temperature=1.5), scalarization.DWA(temperature=1.5)
+    for number, losses in enumerate(streams(1)):
+        if number and number % 4 == 0:
+            theirs.step()
+        step = ScriptedStep(losses, epoch=number // 4)
+        torch.testing.assert_close(ours(step).sum(), theirs(step.losses))
+
+
+def test_famo() -> None:
+    """Exact for equal settings: both add 1e-8 to the losses."""
+    ours = loss_weightings.build("famo", tasks=3, lr=0.1, weight_decay=0.01)
+    theirs = scalarization.FAMO(3, lr=0.1, weight_decay=0.01)
+    stream = streams(2)
+    for losses, after in itertools.pairwise(stream):
+        step = ScriptedStep(losses, after=after)
+        torch.testing.assert_close(ours(step).sum(), theirs(step.losses), rtol=1e-5, atol=1e-6)
+        ours.after_step(step)
+        theirs.update(after)

@@ -142,7 +142,8 @@ def direction(method: GradientWeighting, jacobian: Tensor, losses: Tensor | None
     if method.reads == "nothing":
         return jacobian.sum(0)
     if method.reads == "jacobian":
-        return method(jacobian, losses)
+        found = method(jacobian, losses)
+        return found.to(jacobian) @ jacobian if method.gives_weights() else found
     wide = jacobian.double()
     return (method(wide @ wide.T, losses) @ wide).to(jacobian)
 

@@ -33,6 +33,7 @@ class DBMTL(GradientWeighting):
         beta_sigma: float = Field(0.0, ge=0, description="Power of the step number that beta is divided by.")
 
     reads = "jacobian"
+    anchors = frozenset({"params"})
     step: Tensor  # ()  how many steps there were
 
     def __init__(self, options: Options, tasks: tuple[str, ...], rng: torch.Generator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
-from mtlcli.weighting.base import GradientWeighting
+from mtlcli.weighting.base import GradientWeighting, Trait
 from mtlcli.weighting.solvers import Array, answer, checked, chi_square_worst_case, cosines, entropy_tempered
 
 SMALLEST_LOSS = 1e-12
@@ -68,6 +69,11 @@ class EMTL(GradientWeighting):
         super().__init__(options, tasks, rng)
         self.register_buffer("lengths", torch.zeros(len(tasks), dtype=torch.float64))
         self.register_buffer("logits", torch.zeros(len(tasks), dtype=torch.float64))
+
+    @classmethod
+    def refuses(cls, options: AnyOptions) -> Mapping[Trait, str]:
+        """Negative weights."""
+        return {"negative_weights": "a relative contribution has no meaning for a task that is unlearned"}
 
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
         """Weights (K,) >= 0. Raises MtlError where the Gramian is not finite."""

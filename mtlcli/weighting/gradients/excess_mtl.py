@@ -25,9 +25,9 @@ class ExcessMTL(GradientWeighting):
     Cost: K gradients held twice.
     Source: He et al., Robust Multi-Task Learning with Excess Risks, ICML 2024, arXiv 2402.02009; code
         yifei-he/ExcessMTL, and LibMTL's copy of it.
-    Deviations: heads keep their own gradients, while the code trains them on the weighted losses: a method that reads
-        the Jacobian hands no weights to the engine. The code adds 1e-7 under the root; here entries that were always
-        zero contribute nothing, so that the scale of the losses does not matter. The paper suggests three epochs for
+        Heads train on the weighted losses, as in that code.
+    Deviations: the code adds 1e-7 under the root; here entries that were always zero contribute nothing, so that the
+        scale of the losses does not matter. The paper suggests three epochs for
         the first measurement, its code takes one step; that is followed. A task whose gradient was zero so far gets its
         first measurement later. The sum K follows the code; the paper and SimplexLab/TorchJD have 1.
     """
@@ -38,6 +38,9 @@ class ExcessMTL(GradientWeighting):
         step_size: float = Field(0.01, gt=0, description="Step size of the logs of the weights.")
 
     reads = "jacobian"
+    returns = "weights"
+    heads = "weighted"
+    anchors = frozenset({"params", "last_shared"})
     first: Tensor  # (K,)  excess of the first step; 0 where the gradient was zero so far
     logits: Tensor  # (K,)  logs of the weights, up to a constant
 
@@ -49,7 +52,7 @@ class ExcessMTL(GradientWeighting):
         self.keep("squares", self.squares)
 
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
-        """Direction (P,). Raises MtlError where the size of the gradients changes."""
+        """Weights (K,) that sum to K. Raises MtlError where the size of the gradients changes."""
         squares = self.squares.beside(statistic, self.name)
         excess = statistic.new_zeros(len(statistic))
         for start in range(0, statistic.shape[1], CHUNK):
@@ -61,4 +64,4 @@ class ExcessMTL(GradientWeighting):
         self.first = torch.where(known, self.first, excess)
         moved = self.logits + self.options.step_size * torch.where(known, excess / self.first, 0)
         self.logits = moved - moved.max()
-        return len(statistic) * self.logits.softmax(0).to(statistic) @ statistic
+        return len(statistic) * self.logits.softmax(0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
-from mtlcli.weighting.base import GradientWeighting
+from mtlcli.weighting.base import GradientWeighting, Trait
 from mtlcli.weighting.solvers import answer, checked, cosines
 
 SMALLEST_WEIGHT = 1e-4
@@ -30,7 +32,7 @@ class GradNorm(GradientWeighting):
     Deviations: gradients at whatever parameters `wrt` names; the paper takes the last shared layer's. The slope is
         divided by N, so that the scale of the losses does not matter to Adam. Weights never fall below 1e-4; a
         loss that is not positive counts as 1e-12 and is counted. Losses are those that this slot receives: with
-        logs of losses r has no meaning.
+        logs of losses in the other slot, r follows the weights alone.
     """
 
     class Options(AnyOptions):
@@ -49,6 +51,11 @@ class GradNorm(GradientWeighting):
         self.weights = nn.Parameter(torch.ones(len(tasks), dtype=torch.float64))
         self.adam = torch.optim.Adam([self.weights], lr=self.options.lr)
         self.keep("adam", self.adam)
+
+    @classmethod
+    def refuses(cls, options: AnyOptions) -> Mapping[Trait, str]:
+        """Negative weights."""
+        return {"negative_weights": "a rate of training has no meaning for a task that is unlearned"}
 
     @torch.no_grad()
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -11,8 +12,10 @@ from torch import Tensor
 from mtlcli.errors import MtlError
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
-from mtlcli.weighting.base import GradientWeighting
+from mtlcli.weighting.base import GradientWeighting, Trait
 from mtlcli.weighting.solvers import answer, checked, cosines, min_norm_point
+
+NEGATIVE = "it divides by weighted losses, which can be negative there; use normalise: none or l2"
 
 
 @gradient_weightings.register("mgda")
@@ -21,7 +24,7 @@ class MGDA(GradientWeighting):
 
     Formula: w = argmin ||sum_k w_k g_k / s_k||^2 over w >= 0, sum(w) = 1; direction = sum_k w_k g_k.
         s_k = 1 (none), ||g_k|| (l2), L_k (loss) or L_k ||g_k|| (loss+).
-    Reads: the Gramian; for `loss` and `loss+` the losses, which must not be negative then (logs of losses can be).
+    Reads: the Gramian; for `loss` and `loss+` the losses, which must not be negative then.
     Cost: K gradients, and an exact active-set solve on K x K numbers.
     Source: Desideri, Multiple-gradient descent algorithm (MGDA) for multiobjective optimization, 2012; Sener & Koltun,
         Multi-Task Learning as Multi-Objective Optimization, NeurIPS 2018, arXiv 1810.04650; code
@@ -42,6 +45,12 @@ class MGDA(GradientWeighting):
     reads = "gramian"
     heads = "weighted"
 
+    @classmethod
+    def refuses(cls, options: AnyOptions) -> Mapping[Trait, str]:
+        """Negative weights, where it divides by losses."""
+        chosen: Any = options
+        return {"negative_weights": NEGATIVE} if chosen.normalise in ("loss", "loss+") else {}
+
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
         """Weights (K,) on the simplex. Raises MtlError for a Gramian that is not finite or a negative loss."""
         gramian = checked(statistic, self.name)
@@ -53,7 +62,7 @@ class MGDA(GradientWeighting):
             if (losses < 0).any():
                 raise MtlError(
                     f"{self.name}: normalise: {self.options.normalise} divides by the losses, which should not be "
-                    f"negative; found {losses.min():.4g}; choose none or l2, or a loss weighting that takes no logs"
+                    f"negative; found {losses.min():.4g}; choose none or l2"
                 )
             scale = np.maximum(losses.numpy(force=True).astype(np.float64), 1e-12)
             gramian = gramian / scale[:, None] / scale

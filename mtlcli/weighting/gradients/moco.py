@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -11,8 +12,11 @@ from torch import Tensor
 from mtlcli.errors import MtlError
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
-from mtlcli.weighting.base import GradientWeighting
+from mtlcli.weighting.base import GradientWeighting, Trait
 from mtlcli.weighting.gradients._state import Memory
+from mtlcli.weighting.solvers import answer, onto_simplex
+
+NEGATIVE = "normalise: loss multiplies by weighted losses, which can be negative there; use normalise: none"
 
 
 @gradient_weightings.register("moco")
@@ -43,6 +47,7 @@ class MoCo(GradientWeighting):
         )
 
     reads = "jacobian"
+    anchors = frozenset({"params"})
     step: Tensor  # ()  how many steps there were
     weights: Tensor  # (K,)  of the last step
 
@@ -53,6 +58,12 @@ class MoCo(GradientWeighting):
         self.tracked = Memory()
         self.keep("tracked", self.tracked)
 
+    @classmethod
+    def refuses(cls, options: AnyOptions) -> Mapping[Trait, str]:
+        """Negative weights, with `normalise: loss`."""
+        chosen: Any = options
+        return {"negative_weights": NEGATIVE} if chosen.normalise == "loss" else {}
+
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
         """Direction (P,). Raises MtlError where the size of the gradients changes."""
         options = self.options
@@ -62,7 +73,8 @@ class MoCo(GradientWeighting):
         for row, gradient, factor in zip(tracked, statistic, self._factors(statistic, losses), strict=True):
             row.lerp_(factor * gradient, beta)
         pull = (tracked @ tracked.T).to(self.weights) @ self.weights + options.rho * self.weights
-        self.weights = onto_simplex(self.weights - options.gamma / self.step**options.gamma_sigma * pull)
+        moved = self.weights - options.gamma / self.step**options.gamma_sigma * pull
+        self.weights = answer(onto_simplex(moved.numpy(force=True)), self.weights)
         return self.weights.to(tracked) @ tracked
 
     def _factors(self, jacobian: Tensor, losses: Tensor) -> Tensor:
@@ -71,16 +83,7 @@ class MoCo(GradientWeighting):
         if (losses < 0).any():
             raise MtlError(
                 f"{self.name}: normalise: loss multiplies by the losses, which should not be negative; "
-                f"found {losses.min():.4g}; choose none, or a loss weighting that takes no logs"
+                f"found {losses.min():.4g}; choose none"
             )
         lengths = torch.stack([row.norm() for row in jacobian])
         return torch.where(lengths > 0, losses.to(lengths) / lengths, 0)
-
-
-def onto_simplex(point: Tensor) -> Tensor:
-    """The point of the simplex nearest to `point` (K,)."""
-    point = point - point.max()  # no change to the answer, and nothing large left to round
-    falling = point.sort(descending=True).values
-    excess = (falling.cumsum(0) - 1) / torch.arange(1, len(point) + 1, device=point.device)
-    last = (falling > excess).sum() - 1
-    return (point - excess[last]).clamp(min=0)

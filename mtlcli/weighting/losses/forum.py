@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -12,8 +11,8 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.weighting.base import Params, StepView
 from mtlcli.weighting.losses._bilevel import Bilevel, gradients
+from mtlcli.weighting.solvers import Array, onto_simplex
 
-Array = NDArray[np.float64]
 ITERATIONS = 300
 
 
@@ -125,7 +124,7 @@ def _simplex_minimum(matrix: Array, linear: Array) -> Array:
     point = ahead = np.full(len(linear), 1 / len(linear))
     momentum = 1.0
     for _ in range(ITERATIONS):
-        moved = _on_simplex(ahead - rate * (2 * matrix @ ahead + linear))
+        moved = onto_simplex(ahead - rate * (2 * matrix @ ahead + linear))
         change = moved - point
         if (ahead - moved) @ change > 0:  # momentum has overshot
             momentum = 1.0
@@ -135,11 +134,3 @@ def _simplex_minimum(matrix: Array, linear: Array) -> Array:
         if np.abs(change).max() < 1e-12:
             break
     return point
-
-
-def _on_simplex(values: Array) -> Array:
-    """The nearest point (K,) on the simplex."""
-    falling = np.sort(values)[::-1]
-    excess = (np.cumsum(falling) - 1) / np.arange(1, len(values) + 1)
-    nearest: Array = np.maximum(values - excess[falling > excess][-1], 0)
-    return nearest

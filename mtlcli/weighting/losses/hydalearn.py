@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from torch import Tensor
 from mtlcli.errors import OptionError
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
-from mtlcli.weighting.base import LossWeighting, Params, StepView
+from mtlcli.weighting.base import LossWeighting, Params, StepView, Trait
 from mtlcli.weighting.losses._main_task import index_of, inner, mean_over_ranks, restricted
 
 
@@ -55,6 +55,18 @@ class HydaLearn(LossWeighting):
         max_ratio: float = Field(10.0, gt=0, description="Largest weight of `normalise: anchored`.")
 
     weights: Tensor  # (K,)  of the last step
+
+    @classmethod
+    def needs_with(cls, options: AnyOptions) -> frozenset[Literal["held_out"]]:
+        """Held-out rows where gains are measured on them."""
+        chosen: Any = options
+        return frozenset({"held_out"}) if chosen.batch == "held_out" else frozenset()
+
+    @classmethod
+    def traits_with(cls, options: AnyOptions) -> frozenset[Trait]:
+        """Negative weights where they are kept."""
+        chosen: Any = options
+        return frozenset({"negative_weights"}) if chosen.negative == "keep" else frozenset()
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)

@@ -53,6 +53,7 @@ class SLGrad(LossWeighting):
         heads: Literal["weighted", "unweighted"] = Field("weighted", description="What the task heads learn from.")
 
     needs = frozenset({"held_out"})
+    traits = frozenset({"sample_weights"})
     shares: Tensor  # (K,)  each task's part of the last weights
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:

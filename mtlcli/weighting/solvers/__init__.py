@@ -13,6 +13,7 @@ from mtlcli.weighting.solvers.quadratic import (
     min_norm_point,
     nonnegative_minimum,
 )
+from mtlcli.weighting.solvers.simplex import onto_simplex
 from mtlcli.weighting.solvers.worst_case import chi_square_worst_case, entropy_tempered
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "inverse_point",
     "min_norm_point",
     "nonnegative_minimum",
+    "onto_simplex",
     "power_point",
 ]

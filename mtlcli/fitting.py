@@ -1,0 +1,87 @@
+"""What the sections of a recipe ask of each other: a list of problems for each pair of sections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mtlcli import registry
+from mtlcli.options import Problem
+from mtlcli.yamlfile import show
+
+if TYPE_CHECKING:
+    from mtlcli.recipe import DataSection, GradientSection, Part
+
+
+def held_out(loss: Part, data: DataSection) -> list[Problem]:
+    """Held-out rows, where the loss weighting needs them."""
+    if "held_out" in registry.loss_weightings.get(loss.name).needs_with(loss.options) and data.held_out == 0:
+        return [Problem("data.held_out", f"'{loss.name}' needs held-out rows; set it above 0, such as 0.1; found 0")]
+    return []
+
+
+def extra_batches(gradient: Part, data: DataSection) -> list[Problem]:
+    """Further batches, where the gradient weighting needs them."""
+    wanted = registry.gradient_weightings.get(gradient.name).extra_batches
+    if data.extra_batches >= wanted:
+        return []
+    what = f"should be {wanted}: '{gradient.name}' needs gradients of batches that do not depend on each other"
+    return [Problem("data.extra_batches", f"{what}; found {data.extra_batches}")]
+
+
+def pair(loss: Part, gradient: Part) -> list[Problem]:
+    """Two weightings that make no sense together."""
+    from mtlcli.weighting.base import objections
+
+    loss_class, gradient_class = (
+        registry.loss_weightings.get(loss.name),
+        registry.gradient_weightings.get(gradient.name),
+    )
+    found = objections(loss_class, loss.options, gradient_class, gradient.options)
+    return [Problem("weighting", objection) for objection in found]
+
+
+def engine(gradient: Part, settings: GradientSection, trunk: Part) -> list[Problem]:
+    """Settings of the engine that the method or the trunk cannot serve."""
+    problems = []
+    method = registry.gradient_weightings.get(gradient.name)
+    if settings.wrt == "representation" and not registry.trunks.get(trunk.name).has_cut:
+        able = [name for name in registry.trunks.names() if registry.trunks.get(name).has_cut]
+        problems.append(
+            Problem(
+                "weighting.gradient.wrt",
+                f"representation needs one tensor between trunk and heads; trunk '{trunk.name}' has none "
+                f"(these have: {', '.join(able)}); use wrt: params",
+            )
+        )
+    elif settings.wrt not in method.allowed_anchors() and method.reads != "nothing":
+        reason = (
+            f"the gradients that '{gradient.name}' brings together from several batches have no entry in common"
+            if settings.wrt == "representation"
+            else f"'{gradient.name}' mixes the gradients themselves and has no weights to carry over"
+        )
+        problems.append(
+            Problem(
+                "weighting.gradient.wrt",
+                f"should be {' or '.join(method.allowed_anchors())}: {reason}; found {settings.wrt}",
+            )
+        )
+    if not method.gives_weights():
+        problems += [
+            Problem(
+                f"weighting.gradient.{key}",
+                f"should be {allowed}: '{gradient.name}' mixes the gradients themselves and has no weights to reuse or "
+                f"to average; found {show(getattr(settings, key))}",
+            )
+            for key, wanted, allowed in (("every", settings.every > 1, "1"), ("smooth", settings.smooth > 0, "0"))
+            if wanted
+        ]
+    if settings.groups != "all" and (settings.wrt != "params" or settings.every > 1 or method.extra_batches):
+        further = f", and no further batches, which '{gradient.name}' needs" if method.extra_batches else ""
+        problems.append(
+            Problem(
+                "weighting.gradient.groups",
+                f"each group has weights of its own, which needs wrt: params and every: 1{further}; "
+                f"found wrt: {settings.wrt} and every: {settings.every}",
+            )
+        )
+    return problems

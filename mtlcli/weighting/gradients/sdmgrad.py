@@ -1,0 +1,74 @@
+"""Stochastic direction-oriented multi-objective gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mtlcli.options import Options as AnyOptions
+from mtlcli.registry import gradient_weightings
+from mtlcli.weighting.base import GradientWeighting, Trait
+from mtlcli.weighting.solvers import answer, checked, onto_simplex
+
+
+@gradient_weightings.register("sdmgrad")
+class SDMGrad(GradientWeighting):
+    """Seek the shortest combination of the gradients, drawn towards their mean, by estimates without bias.
+
+    Formula: A = G1 G2' / s^2 with the gradients G1 and G2 of two batches that do not depend on each other and
+        s = mean_k sqrt(max(<g1_k, g2_k>, 0)); `iterations` steps of projected gradient descent with momentum on
+        v <- projection onto the simplex of v - lr A (v + pull / K); w = (v + pull / K) / (1 + pull);
+        direction = sum_k w_k g_k with the gradients of a third batch. v = 1/K at first, and goes on from step to step.
+    Reads: the inner products of one further batch's gradients with another's. The weights sum to 1.
+    Cost: two further batches: two forward and 2 K backward passes, 2 K gradients held at once, and one backward pass of
+        the weighted losses; K numbers of state.
+    Source: Xiao, Ban & Ji, Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms,
+        NeurIPS 2023, arXiv 2305.18409 (the preference is for equal weights, as in its experiments); code
+        OptMN-Lab/sdmgrad, with the values that its experiments use. Heads keep their own gradients, as in
+        median-research-group/LibMTL.
+    Deviations: the code adds 1e-8 to s^2; here the scale of the losses does not matter. Where no task's gradients agree
+        over the two batches, s is 0 and v stays (counted).
+    """
+
+    class Options(AnyOptions):
+        """Options of SDMGrad."""
+
+        pull: float = Field(0.3, ge=0, description="How much the direction is drawn towards the mean gradient.")
+        iterations: int = Field(20, ge=1, description="Steps of descent on the weights.")
+        lr: float = Field(10.0, gt=0, description="Size of those steps.")
+        momentum: float = Field(0.5, ge=0, lt=1, description="Their momentum, which each training step starts anew.")
+
+    reads = "gramian"
+    anchors = frozenset({"params", "last_shared"})
+    extra_batches = 2
+    shares: Tensor  # (K,)  v
+
+    def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
+        super().__init__(options, tasks, rng)
+        self.register_buffer("shares", torch.full((len(tasks),), 1 / len(tasks), dtype=torch.float64))
+
+    @classmethod
+    def refuses(cls, options: AnyOptions) -> Mapping[Trait, str]:
+        """Weights of samples, which the samples of other batches do not have."""
+        return {"sample_weights": "its further batches have no sample weights"}
+
+    def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
+        """Weights (K,) on the simplex. Raises MtlError where an inner product is not finite."""
+        options, matrix = self.options, checked(statistic, self.name)
+        shares = self.shares.numpy(force=True)
+        even = options.pull / len(shares)
+        length = float(np.sqrt(np.maximum(matrix.diagonal(), 0)).mean())
+        if length == 0:
+            self.count("no gradient agreed with itself over two batches: the weights stayed")
+        else:
+            matrix = matrix / length / length
+            velocity = np.zeros_like(shares)
+            for _ in range(options.iterations):
+                velocity = options.momentum * velocity + matrix @ (shares + even)
+                shares = onto_simplex(shares - options.lr * velocity)
+            self.shares = answer(shares, self.shares)
+        return answer((shares + even) / (1 + options.pull), statistic)
