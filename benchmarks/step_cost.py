@@ -1,11 +1,19 @@
-"""What a step costs with each method: ours against plain PyTorch and against TorchJD, alternating in one process.
+"""What a step costs with each method: ours against plain PyTorch and against TorchJD.
 
-    python benchmarks/step_cost.py [--device cpu|cuda] [--shapes 3,512,256 9,512,256] [--methods ew nash_mtl ...]
-                                   [--rounds 10] [--steps 5] [--json]
+    python benchmarks/step_cost.py [--device cpu|cuda] [--shapes 3,512,256 resnet ...] [--methods ew nash_mtl ...]
+                                   [--rounds 5] [--seconds 10] [--quick] [--json]
 
 A shape is K,width,batch of an MLP trunk of three layers with K linear heads; `resnet` is ResNet-18 on 64x64 images with
-three heads. Every round runs a few steps of each contestant in turn, so that all of them see the same machine; shown
-are medians over rounds in ms, and each one's median ratio to plain PyTorch of the same round.
+three heads. One method is measured at a time: every round runs a few steps of plain PyTorch, of ours, and of TorchJD's
+same method in turn, so that all of them see the same machine; there are at least `--rounds`, and more as long as
+`--seconds` allow. Shown are medians over rounds of the ms per step and of the ratios within a round, beside the largest
+value that is aimed at (`<` met, `>` missed).
+
+Every loss weighting is measured once its later epochs have begun. A round covers a whole period of what happens every
+few steps. The weighting with an agent is measured over 1,000 steps in which it acts and learns.
+
+Memory is the most that a step holds beside parameters, data and the graph of its own forward pass, in sizes of the
+trunk's parameters: on the CPU counted from the tensors alive, on CUDA from what the allocator hands out.
 """
 
 from __future__ import annotations
@@ -17,11 +25,12 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from alive import alive
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -29,22 +38,29 @@ from torch import Tensor, nn
 import mtlcli
 from mtlcli.engine.balancer import Balancer
 
-SHAPES = ["3,512,256", "9,512,256", "40,256,256", "40,512,1024"]
-# Ours, and TorchJD's class of the same method.
-PEERS = {
-    "aligned_mtl": "AlignedMTL",
-    "cagrad": "CAGrad",
-    "config": "ConFIG",
-    "dualproj": "DualProj",
-    "fairgrad": "FairGrad",
-    "gradvac": "GradVac",
-    "imtl_g": "IMTLG",
-    "mgda": "MGDA",
-    "nash_mtl": "NashMTL",
-    "pcgrad": "PCGrad",
-    "upgrad": "UPGrad",
-}
+SHAPES = ["3,512,256", "9,512,256", "40,256,256", "40,512,1024", "resnet"]
+QUICK = ["ew", "uw", "famo", "igb_v2", "nash_mtl", "upgrad", "pcgrad", "graddrop"]
 INPUTS = 256
+WARM_UP = 7  # epochs of one step each, after which every method's default options have it at work
+# Ours, and TorchJD's class of the same method with its arguments.
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "aligned_mtl": ("AlignedMTL", {}),
+    "cagrad": ("CAGrad", {"c": 0.4}),
+    "config": ("ConFIG", {}),
+    "dualproj": ("DualProj", {}),
+    "excess_mtl": ("ExcessMTL", {}),
+    "fairgrad": ("FairGrad", {"alpha": 2.0}),
+    "graddrop": ("GradDrop", {}),
+    "gradvac": ("GradVac", {}),
+    "imtl_g": ("IMTLG", {}),
+    "mgda": ("MGDA", {}),
+    "nash_mtl": ("NashMTL", {"n_tasks": 0}),  # filled in
+    "pcgrad": ("PCGrad", {}),
+    "upgrad": ("UPGrad", {}),
+}
+ONLY_READ_LOSSES = {"ew", "constant", "si", "gls", "uw", "dwa", "rlw", "imtl_l", "stch", "cov", "igb_v1"}
+LEARNS_EVERY = {"igb_v2": 50}  # steps from one round of an agent's updates to the next
+Step = Callable[[], None]
 
 
 @dataclass
@@ -61,11 +77,11 @@ class Problem:
         """Names of the tasks."""
         return tuple(f"t{k}" for k in range(len(self.heads)))
 
-    def losses(self) -> tuple[Tensor, list[Tensor]]:
+    def losses(self, reduction: str = "mean") -> tuple[Tensor, list[Tensor]]:
         """The representation and the K losses."""
         z = self.trunk(self.inputs)
         heads = zip(self.heads, self.targets, strict=True)
-        return z, [nn.functional.mse_loss(head(z).squeeze(1), target) for head, target in heads]
+        return z, [nn.functional.mse_loss(head(z).squeeze(1), target, reduction=reduction) for head, target in heads]
 
     def parameters(self) -> list[nn.Parameter]:
         """All of them."""
@@ -91,7 +107,10 @@ def problem(shape: str, device: torch.device) -> Problem:
     return Problem(trunk.to(device), heads.to(device), inputs.to(device), targets)
 
 
-def plain(made: Problem) -> Callable[[], None]:
+# -- contestants -------------------------------------------------------------------------------------------------------
+
+
+def plain(made: Problem) -> Step:
     """Equal weights by hand."""
     optimizer = torch.optim.SGD(made.parameters(), lr=1e-4)
 
@@ -103,49 +122,51 @@ def plain(made: Problem) -> Callable[[], None]:
     return step
 
 
-def ours(made: Problem, loss: str, gradient: str, wrt: str = "params", every: int = 1) -> Callable[[], None]:
+def ours(made: Problem, loss: str, gradient: str, options: dict[str, Any] | None = None, **settings: Any) -> Step:
     """The same step through Balancer."""
-    heads = {task: list(head.parameters()) for task, head in zip(made.tasks, made.heads, strict=True)}
-    options = {"loss": {"weights": dict.fromkeys(made.tasks, 1.0)}} if loss == "constant" else {}
+    if loss == "constant":
+        options = {"weights": dict.fromkeys(made.tasks, 1.0)}
     balancer = Balancer(
         made.tasks,
         loss,
         gradient,
         shared=list(made.trunk.parameters()),
-        task_parameters=heads,
-        options=options,
-        wrt=wrt,  # type: ignore[arg-type]
-        every=every,
-        steps_per_epoch=20,
+        task_parameters={task: list(head.parameters()) for task, head in zip(made.tasks, made.heads, strict=True)},
+        options={"loss": options or {}},
         epochs=1000,
+        **settings,
     )
+    reduction = "none" if "sample_weights" in mtlcli.loss_weightings.get(loss).traits else "mean"
     optimizer = torch.optim.SGD([*made.parameters(), *balancer.parameters()], lr=1e-4)
+    at_representation = settings.get("wrt") == "representation"
+    metrics = dict.fromkeys(made.tasks, lambda: -float(made.losses()[1][0]))
     count = 0
 
     def again() -> list[Tensor]:
-        return made.losses()[1]
+        return made.losses(reduction)[1]
 
     def step() -> None:
         nonlocal count
         optimizer.zero_grad(set_to_none=True)
-        z, losses = made.losses()
-        balancer.backward(losses, representation=z if wrt == "representation" else None, closure=again, held_out=again)
+        z, losses = made.losses(reduction)
+        representation = z if at_representation else None
+        balancer.backward(losses, representation, closure=again, held_out=again, extra=[again, again], metrics=metrics)
         optimizer.step()
         balancer.after_step()
         count += 1
-        if count % 20 == 0:
+        if count <= WARM_UP or count % 50 == 0:
             balancer.end_epoch()
 
     return step
 
 
-def torchjd_step(made: Problem, name: str) -> Callable[[], None]:
+def torchjd_step(made: Problem, method: str) -> Step:
     """The same step through TorchJD."""
     from torchjd import aggregation
     from torchjd.autojac import jac_to_grad, mtl_backward
 
-    cls = getattr(aggregation, name)
-    aggregator = cls(n_tasks=len(made.heads)) if name == "NashMTL" else cls()
+    name, arguments = PEERS[method]
+    aggregator = getattr(aggregation, name)(**{k: v or len(made.heads) for k, v in arguments.items()})
     shared = list(made.trunk.parameters())
     optimizer = torch.optim.SGD(made.parameters(), lr=1e-4)
 
@@ -159,71 +180,112 @@ def torchjd_step(made: Problem, name: str) -> Callable[[], None]:
     return step
 
 
-def contestants(shape: str, device: torch.device, wanted: list[str]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Plain PyTorch first, then every method in its ways."""
-    yield "plain", plain(problem(shape, device))
-    for name in wanted:
-        if name in mtlcli.loss_weightings.names():
-            if "held_out" not in mtlcli.loss_weightings.get(name).needs:
-                yield name, ours(problem(shape, device), name, "sum")
-            continue
-        yield f"+{name}", ours(problem(shape, device), "ew", name)
-        if mtlcli.gradient_weightings.get(name).reads == "gramian":
-            yield f"+{name} at z", ours(problem(shape, device), "ew", name, wrt="representation")
-            yield f"+{name} every 10", ours(problem(shape, device), "ew", name, every=10)
-        if name in PEERS:
-            try:
-                import torchjd  # noqa: F401
-            except ImportError:
-                continue
-            yield f"torchjd {PEERS[name]}", torchjd_step(problem(shape, device), PEERS[name])
+@dataclass
+class Contestant:
+    """How to make a step of it, and how many steps at least show its cost."""
+
+    make: Callable[[Problem], Step]
+    warm_up: int = 2
+    period: int = 0  # 0: any number
 
 
-def measure(shape: str, device: torch.device, wanted: list[str], rounds: int, steps: int) -> list[dict[str, Any]]:
-    """A row per contestant: median ms, its spread, median ratio to plain, and to TorchJD's same method."""
-    runs: list[tuple[str, Callable[[], None]]] = []
-    failed: list[dict[str, Any]] = []
-    for name, step in contestants(shape, device, wanted):
+def contestants(method: str) -> dict[str, Contestant]:
+    """Plain PyTorch first, then the method in its ways, then its peer."""
+    found = {"plain": Contestant(plain)}
+    if method in mtlcli.loss_weightings.names():
+        period = LEARNS_EVERY.get(method, 0)
+        found[""] = Contestant(lambda made: ours(made, method, "sum"), WARM_UP, period)
+        if method in LEARNS_EVERY:  # from larger batches, and more often, the fuller its memory is
+            full = {"buffer_size": 50}
+            found["memory full"] = Contestant(lambda made: ours(made, method, "sum", full), WARM_UP + 50, period)
+        return found
+    cls = mtlcli.gradient_weightings.get(method)
+    for anchor in ("params", "representation") if cls.reads != "nothing" else ("params",):
+        if anchor in cls.anchors:
+            found[anchor] = Contestant(lambda made, wrt=anchor: ours(made, "ew", method, wrt=wrt))  # type: ignore[misc]
+    if cls.reads != "nothing" and cls.gives_weights():
+        found["every 10"] = Contestant(lambda made: ours(made, "ew", method, every=10), period=10)
+    if method in PEERS:
+        found["torchjd"] = Contestant(lambda made: torchjd_step(made, method))
+    return found
+
+
+def targets(method: str, way: str, shape: str, rest: float) -> dict[str, float]:
+    """The largest values that are aimed at. `rest`: the memory that gradients of activations and heads may take."""
+    tasks = 3 if shape == "resnet" else int(shape.split(",")[0])
+    wide = tasks >= 40
+    if way in ("", "memory full"):
+        special = {"famo": 1.5 if wide else 1.4, "igb_v2": 1.35}
+        return {"times_plain": 1.05} if method in ONLY_READ_LOSSES else {"times_plain": special.get(method, torch.inf)}
+    times = {"representation": 1.5 if wide else 1.25, "every 10": torch.inf if wide else 1.6}
+    cls = mtlcli.gradient_weightings.get(method)
+    if cls.extra_batches:  # three forward passes, and the gradients of two batches
+        return {}
+    found = {"times_plain": times.get(way, torch.inf)}
+    if way == "params" and cls.reads == "gramian":
+        found["memory"] = tasks + 1 + rest
+        found["times_torchjd"] = 0.35 if method == "nash_mtl" else 0.9
+    return found
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def warmed_up(contestant: Contestant, made: Problem) -> tuple[Step, float, float]:
+    """A step, the memory that it needs, and the size of the forward graph and the heads; both in trunks."""
+    known = [*made.parameters(), *made.trunk.buffers(), made.inputs, made.targets]
+    made.losses()  # libraries allocate workspaces of their own at first
+    with alive(made.inputs.device, known) as held:
+        losses = made.losses()
+        graph = held.now
+        del losses
+        step = contestant.make(made)
+        for _ in range(contestant.warm_up):
+            step()
+        held.restart()
+        step()
+    trunk, heads = (sum(p.nbytes for p in part.parameters()) for part in (made.trunk, made.heads))
+    return step, (held.most - graph) / trunk, (graph + heads) / trunk
+
+
+def measure(method: str, shape: str, device: torch.device, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """A row for each of our ways."""
+    runs: dict[str, tuple[Step, int]] = {}
+    memory: dict[str, float] = {}
+    errors: dict[str, str] = {}
+    rest = 0.0
+    for way, contestant in contestants(method).items():
         try:
-            for _ in range(3):
-                step()
-            runs.append((name, step))
-        except Exception as error:  # a peer that cannot do this shape is a row that says so
-            failed.append({"name": name, "error": f"{type(error).__name__}: {error}".splitlines()[0]})
-    times: dict[str, list[float]] = {name: [] for name, _ in runs}
-    for _ in range(rounds):
-        for name, step in runs:
-            many = steps * 10 if name.endswith("every 10") else steps
-            _synchronise(device)
-            start = time.perf_counter()
-            for _ in range(many):
-                step()
-            _synchronise(device)
-            times[name].append(1e3 * (time.perf_counter() - start) / many)
-    rows = []
-    for name, found in times.items():
-        row: dict[str, Any] = {
-            "name": name,
-            "ms": statistics.median(found),
-            "ms_min": min(found),
-            "times_plain": _ratio(found, times["plain"]),
-        }
-        peer = f"torchjd {PEERS.get(name.removeprefix('+'), '')}"
-        if peer in times:
-            row["times_torchjd"] = _ratio(found, times[peer])
-        rows.append(row)
-    return rows + failed
+            step, memory[way], rest = warmed_up(contestant, problem(shape, device))
+            runs[way] = step, contestant.period or max(1, min(5, int(250 / _milliseconds(step, 1, device))))
+        except Exception as error:  # a row says what somebody cannot do
+            errors[way] = f"{type(error).__name__}: {error}".splitlines()[0]
+    times: dict[str, list[float]] = {way: [] for way in runs}
+    start, count = time.perf_counter(), 0
+    rounds = max(rounds, 1000 // LEARNS_EVERY[method]) if method in LEARNS_EVERY and seconds > 2 else rounds
+    while count < rounds or (count < 10 * rounds and time.perf_counter() - start < seconds):
+        count += 1
+        for way, (step, many) in runs.items():
+            times[way].append(_milliseconds(step, many, device))
+    rows: list[dict[str, Any]] = [{"method": method, "way": way, "error": error} for way, error in errors.items()]
+    for way in [way for way in runs if way not in ("plain", "torchjd")]:
+        row: dict[str, Any] = {"method": method, "way": way, "ms": statistics.median(times[way]), "memory": memory[way]}
+        others = ("plain", "torchjd") if way == "params" else ("plain",)
+        for other in [other for other in others if other in times]:
+            row[f"{other}_ms"], row[f"{other}_memory"] = statistics.median(times[other]), memory[other]
+            row[f"times_{other}"] = statistics.median(a / b for a, b in zip(times[way], times[other], strict=True))
+        aims = targets(method, way, shape, rest)
+        rows.append({**row, "rounds": count, "targets": {key: aim for key, aim in aims.items() if key in row}})
+    return rows
 
 
-def solvers(wanted: list[str]) -> list[dict[str, Any]]:
+def solvers(methods: list[str]) -> list[dict[str, Any]]:
     """Median ms of every Gramian method alone, on random Gramians of K tasks."""
     rows = []
-    for name in wanted:
-        if name not in mtlcli.gradient_weightings.names():
+    for name in methods:
+        if name not in mtlcli.gradient_weightings.names() or mtlcli.gradient_weightings.get(name).reads != "gramian":
             continue
-        if mtlcli.gradient_weightings.get(name).reads != "gramian":
-            continue
-        row: dict[str, Any] = {"name": name}
+        row: dict[str, Any] = {"method": name, "targets": {"K=40": 5.0 if name == "upgrad" else 1.0}}
         for count in (2, 3, 11, 40):
             torch.manual_seed(count)
             method = mtlcli.gradient_weightings.build(name, count)
@@ -231,55 +293,74 @@ def solvers(wanted: list[str]) -> list[dict[str, Any]]:
             for _ in range(60):
                 jacobian = torch.randn(count, 200, dtype=torch.float64) * (10 * torch.rand(count, 1) + 0.1)
                 gramian, losses = jacobian @ jacobian.T, torch.rand(count, dtype=torch.float64) + 0.1
-                start = time.perf_counter()
-                method(gramian, losses)
-                found.append(1e3 * (time.perf_counter() - start))
+                found.append(_milliseconds(lambda: method(gramian, losses), 1, torch.device("cpu")))  # noqa: B023
             row[f"K={count}"] = statistics.median(found[10:])
         rows.append(row)
     return rows
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-
-
-def _synchronise(device: torch.device) -> None:
+def _milliseconds(step: Callable[[], object], many: int, device: torch.device) -> float:
+    """Of one of `many` steps."""
     if device.type == "cuda":
         torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(many):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start) / many
 
 
-def _show(values: dict[str, Any], target: Console) -> None:
-    for shape, rows in values["shapes"].items():
-        table = Table(title=f"{shape} on {values['device']}", title_justify="left")
-        for heading in ("method", "ms", "x plain", "x TorchJD"):
-            table.add_column(heading, justify="left" if heading == "method" else "right")
-        for row in rows:
-            if "error" in row:
-                table.add_row(row["name"], row["error"], "", "")
-                continue
-            peer = f"{row['times_torchjd']:.2f}" if "times_torchjd" in row else ""
-            table.add_row(row["name"], f"{row['ms']:.2f}", f"{row['times_plain']:.2f}", peer)
-        target.print(table)
-    table = Table(title="solver alone, median ms", title_justify="left")
-    for heading in ("method", "K=2", "K=3", "K=11", "K=40"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
-    for row in values["solvers"]:
-        table.add_row(row["name"], *(f"{row[key]:.2f}" for key in ("K=2", "K=3", "K=11", "K=40")))
-    target.print(table)
+# -- showing -----------------------------------------------------------------------------------------------------------
+
+COLUMNS = {
+    "ms": "ms",
+    "plain_ms": "plain ms",
+    "times_plain": "x plain",
+    "torchjd_ms": "TorchJD ms",
+    "times_torchjd": "x TorchJD",
+    "memory": "memory",
+    "torchjd_memory": "TorchJD's",
+}
+
+
+def _cell(row: dict[str, Any], key: str) -> str:
+    if key not in row:
+        return ""
+    target = row["targets"].get(key, torch.inf)
+    aim = "" if target == torch.inf else f" {'<' if row[key] <= target else '>'} {target:.2f}"
+    return f"{row[key]:.2f}{aim}"
+
+
+def _table(title: str, labels: list[str], columns: dict[str, str], rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for label in labels:
+        table.add_column(label)
+    for heading in columns.values():
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = [row["error"]] if "error" in row else [_cell(row, key) for key in columns]
+        table.add_row(*(row[label] for label in labels), *cells)
+    return table
 
 
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--shapes", nargs="+", default=[*SHAPES, "resnet"])
+    parser.add_argument("--shapes", nargs="+")
     everything = [*mtlcli.loss_weightings.names(), *mtlcli.gradient_weightings.names()]
-    parser.add_argument("--methods", nargs="+", default=everything, choices=everything)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", choices=everything)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--quick", action="store_true", help="a few methods, the smallest shape, few rounds")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    shapes = arguments.shapes or (SHAPES[:1] if arguments.quick else SHAPES)
+    methods = arguments.methods or (QUICK if arguments.quick else everything)
+    rounds = arguments.rounds or (2 if arguments.quick else 5)
+    seconds = min(arguments.seconds, 2) if arguments.quick else arguments.seconds
     values: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -288,14 +369,19 @@ def main() -> None:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a peer's solver warns at every call
-        for shape in arguments.shapes:
-            values["shapes"][shape] = measure(shape, device, arguments.methods, arguments.rounds, arguments.steps)
-        values["solvers"] = solvers(arguments.methods)
+        for shape in shapes:
+            measured = [measure(method, shape, device, rounds, seconds) for method in methods]
+            values["shapes"][shape] = list(itertools.chain(*measured))
+        values["solvers"] = solvers(methods)
     if arguments.json:
         json.dump(values, sys.stdout, indent=2)
         sys.stdout.write("\n")
-    else:
-        _show(values, Console())
+        return
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    for shape, rows in values["shapes"].items():
+        console.print(_table(f"{shape} on {values['device']}", ["method", "way"], COLUMNS, rows))
+    sizes = {f"K={count}": f"K={count}" for count in (2, 3, 11, 40)}
+    console.print(_table("solver alone, ms", ["method"], sizes, values["solvers"]))
 
 
 if __name__ == "__main__":

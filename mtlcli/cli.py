@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,8 @@ import typer
 from mtlcli.errors import MtlError, Stopped, TrainingError
 
 if TYPE_CHECKING:
+    from mtlcli.published import Published
+    from mtlcli.recipe import Recipe
     from mtlcli.render import Target
 
 app = typer.Typer(
@@ -114,7 +117,9 @@ def evaluate(
 
 @app.command()
 def compare(
-    targets: Annotated[list[Path], typer.Argument(metavar="TARGET...", help="Recipes, or finished run directories.")],
+    targets: Annotated[
+        list[Path], typer.Argument(metavar="TARGET...", help="Recipes, or finished runs and folders of them.")
+    ],
     methods: Annotated[
         str | None, typer.Option("--methods", metavar="A,B,C+D", help="Methods, as LOSS, +GRADIENT or LOSS+GRADIENT.")
     ] = None,
@@ -123,25 +128,46 @@ def compare(
         typer.Option("--seeds", metavar="0,1,2", help="Seeds that every method is trained with; 0,1,2 by default."),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs side by side.")] = 1,
+    launcher: Annotated[
+        str, typer.Option("--launcher", metavar="local|ray|slurm", help="Where runs are trained.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of a running Ray cluster; without it, Ray starts here.")
+    ] = None,
+    launcher_set: Annotated[
+        list[str] | None, typer.Option("--launcher-set", metavar="KEY=VALUE", help="A setting of the launcher.")
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option("--baseline", metavar="single_task|NAME|none", help="What improvement is measured on.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs and of report.json.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference", metavar="NAME", help="What all others are tested against; equal weights by default."
+        ),
+    ] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            "--published", metavar="NAME|FILE", help="A published table to set beside: its name, or a YAML file."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs and of the report.")] = None,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Train methods and seeds side by side, or compare finished runs."""
     with _output(as_json) as (target, emit):
-        from mtlcli import render
-        from mtlcli.compare import read_runs, report
-        from mtlcli.runs import write_report
+        from mtlcli import discovery, render
+        from mtlcli.compare import report
 
+        theirs = _published(published)
         folders = [path for path in targets if path.is_dir()]
         failures: list[dict[str, Any]] = []
         if len(folders) == len(targets):
             if overrides or methods is not None or seeds is not None:
                 raise MtlError("--methods, --seeds and --set go with a recipe; these targets are run directories")
-            paths = targets
+            chosen = discovery.choose(targets)
         elif folders:
             other = next(path for path in targets if path not in folders)
             raise MtlError(
@@ -149,18 +175,62 @@ def compare(
                 "directories, not both"
             )
         else:
+            settings = [*([f"address={address}"] if address is not None else []), *(launcher_set or [])]
+            where = launcher, settings, jobs
+            fits = partial(_fits, reference, theirs)
             paths, failures, out, baseline = _sweep(
-                targets, overrides or [], methods, "0,1,2" if seeds is None else seeds, jobs, baseline, out, target
+                targets,
+                overrides or [],
+                methods,
+                "0,1,2" if seeds is None else seeds,
+                baseline,
+                out,
+                target,
+                where,
+                fits,
             )
-        values = report(read_runs(paths), baseline, failures)
+            chosen = discovery.read(paths)
+        values = report(chosen.runs, baseline, failures, reference, out)
+        values["notes"] = [*chosen.notes, *values["notes"]]
+        if theirs is not None:
+            from mtlcli import published as tables
+            from mtlcli.finished import protocols
+
+            values["published"] = tables.compare(theirs, values, protocols(chosen.runs))
         if out is not None:
-            write_report(out, values)
+            from mtlcli import exports
+
+            beside = exports.write(values, [run.path for run in chosen.runs], out)
         target.print(render.report(values, target.width))
         if out is not None:
-            target.print(f"report: {out / 'report.json'}", soft_wrap=True)
+            target.print(f"report: {out / 'report.json'}\nbeside it: {', '.join(beside)}", soft_wrap=True)
+        for message in chosen.damaged:
+            render.error(f"left out: {message}")
         emit(values)
-    if failures:
+    if failures or chosen.damaged:
         raise typer.Exit(1)
+
+
+def _published(name: str | None) -> Published | None:
+    """The published table that is asked for."""
+    if name is None:
+        return None
+    from mtlcli import published
+
+    return published.get(name)
+
+
+def _fits(reference: str | None, theirs: Published | None, recipes: Sequence[Recipe]) -> None:
+    """Refuse before anything is trained what the report would refuse: a reference or a protocol that does not fit."""
+    from mtlcli import published
+    from mtlcli.compare import SINGLE_TASK, choose_reference
+
+    if reference is not None:
+        choose_reference(reference, [SINGLE_TASK, *(recipe.method for recipe in recipes)])
+    if theirs is not None:
+        metrics = {task: {m: about.model_dump() for m, about in of.items()} for task, of in theirs.metrics.items()}
+        empty = {"dataset": recipes[0].dataset.name, "metrics": metrics, "rows": []}
+        published.compare(theirs, empty, [recipe.as_dict() for recipe in recipes])
 
 
 def _sweep(
@@ -168,10 +238,11 @@ def _sweep(
     overrides: list[str],
     methods: str | None,
     seeds: str,
-    jobs: int,
     baseline: str | None,
     out: Path | None,
     target: Target,
+    where: tuple[str, list[str], int],
+    fits: Callable[[Sequence[Recipe]], None],
 ) -> tuple[list[Path], list[dict[str, Any]], Path, str | None]:
     """Train what is missing; paths of finished runs, failures, the folder, the baseline."""
     from mtlcli import recipe as recipes
@@ -183,12 +254,14 @@ def _sweep(
     from mtlcli.engine.train import Stop
 
     name = _name(files[0])[0] if len(files) == 1 else files[0].resolve().parent.name
+    launcher = sweep.choose_launcher(*where)
+    fits(loaded if len(loaded) > 1 else sweep.rivals(loaded[0], sweep.parse_methods(methods, loaded[0])))
     folder, planned, chosen = sweep.lay_out(loaded, name, methods, seeds, baseline, out)
     target.print(f"{len(planned)} runs in {folder}", soft_wrap=True)
     stop = Stop()
     view = render.SweepView(target)
     with stop.listening(), view.running():
-        progress = sweep.run_all(planned, jobs, stop.requested, view.show)
+        progress = sweep.run_all(planned, launcher, folder, stop.requested, view.show)
     unfinished = [p for p in progress if p.status != "finished"]
     if stop.signal is not None and unfinished:
         render.error(f"stopped; {len(unfinished)} runs are not finished. The same command goes on with them.")
@@ -204,10 +277,12 @@ def _sweep(
 @app.command("list")
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[datasets|encoders|trunks|losses|gradients|metrics]", help="Of one kind.")
+        str | None,
+        typer.Argument(metavar="[datasets|encoders|trunks|losses|gradients|metrics|runs]", help="Of one kind."),
     ] = None,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show its page: formula, options, source.")
+        str | None,
+        typer.Argument(metavar="[NAME|DIR]", help="Show its page: formula, options, source; of runs, their folder."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -215,8 +290,13 @@ def list_(
     with _output(as_json) as (target, emit):
         from mtlcli import catalogue, render
 
-        if kind is not None and name is not None:
-            values: dict[str, Any] = catalogue.page(kind, name)
+        if kind == catalogue.RUNS:
+            from mtlcli import discovery
+
+            values: dict[str, Any] = discovery.listing(Path(name) if name is not None else discovery.RUNS)
+            target.print(render.runs(values, target.width))
+        elif kind is not None and name is not None:
+            values = catalogue.page(kind, name)
             target.print(render.page(values))
         else:
             values = catalogue.overview(kind)

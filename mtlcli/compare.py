@@ -1,76 +1,43 @@
-"""Finished runs -> one report: improvement over the baseline, mean rank, mean and spread over seeds, cost."""
+"""Finished runs -> one report: mean and spread over seeds, tests, improvement over the baseline, ranks, cost."""
 
 from __future__ import annotations
 
+import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from mtlcli import yamlfile
+from mtlcli import significance
 from mtlcli.errors import MtlError, did_you_mean
-from mtlcli.runs import SCHEMA_VERSION, Run
-from mtlcli.yamlfile import flatten, show
+from mtlcli.finished import Finished, differing
+from mtlcli.improvement import About, Metric, Values, baseline_means, delta_m, delta_p, mean_ranks
+from mtlcli.runs import SCHEMA_VERSION
+from mtlcli.yamlfile import show
 
 SINGLE_TASK = "single_task"
-_NO_EFFECT = ("train.log_every_steps", "train.checkpoint_every_steps")  # keys that no result depends on
-
-Metric = tuple[str, str]  # task, metric
+_COSTS = ("seconds", "step_ms_median", "peak_mib", "backward_passes_per_step")
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What one method reached with one seed: a run, or a set of single-task runs taken together."""
 
-    method: str
     seed: int
-    values: Mapping[Metric, float | None]
+    values: Values
     cost: Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished run, read back."""
-
-    path: Path
-    settings: Mapping[str, Any]  # dotted path -> value, of its resolved recipe
-    result: Mapping[str, Any]
-    metrics: Mapping[Metric, Mapping[str, Any]]  # value, unit, higher_is_better
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The tasks that it was trained on."""
-        return tuple(self.result["tasks"])
-
-
-def read_runs(paths: Sequence[Path]) -> list[Finished]:
-    """Read finished runs. Raises MtlError for a folder that is no run, has no result, or a damaged one."""
-    return [_read(Run.open(path)) for path in tqdm(paths, desc="reading runs", unit="run", leave=False, disable=None)]
-
-
-def _read(run: Run) -> Finished:
-    result = run.result()
-    try:
-        metrics = {
-            (task, name): {key: metric[key] for key in ("value", "unit", "higher_is_better")}
-            for task, scores in result["tasks"].items()
-            for name, metric in scores["metrics"].items()
-        }
-        _ = [result[key] for key in ("method", "seed", "dataset", "fingerprint")], {**result["cost"]}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise MtlError(f"{run.result_file}: was not written by mtl, or is damaged ({error!r})") from None
-    # The resolved recipe as plain values: nothing is checked again, and torch is not needed.
-    settings = yamlfile.read(run.recipe_file).values
-    if not isinstance(settings, dict):
-        raise MtlError(f"{run.recipe_file}: was not written by mtl, or is damaged")
-    return Finished(run.path, flatten(settings), result, metrics)
+    counts: Mapping[str, int]  # solver fallbacks by event
+    runs: tuple[Path, ...]
 
 
 def report(
-    runs: Sequence[Finished], baseline: str | None, failures: Sequence[Mapping[str, Any]] = ()
+    runs: Sequence[Finished],
+    baseline: str | None,
+    failures: Sequence[Mapping[str, Any]] = (),
+    reference: str | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """The content of report.json.
 
@@ -79,9 +46,11 @@ def report(
             make up the single-task baseline.
         baseline: `single_task`, the name of a method, `none`, or None for single_task where there is one.
         failures: `{"method", "seed", "error"}` of runs that did not finish; they become rows that say why.
+        reference: the method that all others are tested against; None for equal weights, or else the first method.
+        folder: where the report is written; runs inside of it are named relative to it.
 
     Raises:
-        MtlError: the runs cannot be compared, or the baseline is not among them.
+        MtlError: the runs cannot be compared, or the baseline or the reference is not among them.
     """
     tasks = max((run.tasks for run in runs), key=len)
     joint = [run for run in runs if len(run.tasks) == len(tasks)]
@@ -91,28 +60,38 @@ def report(
     about = joint[0].metrics
     single_task, notes = _single_task(single, tasks)
     outcomes = ({SINGLE_TASK: single_task} if single_task else {}) | _label(joint)
-    chosen = _baseline(baseline, outcomes, failures, notes)
-    reference = _reference(outcomes[chosen], about, notes) if chosen else {}
-    ranks = _mean_ranks({m: o for m, o in outcomes.items() if m != SINGLE_TASK}, about)
+    base_name = _baseline(baseline, outcomes, failures, notes)
+    tested = _reference(reference, outcomes, failures, notes)
+    base, left_out = baseline_means([o.values for o in outcomes[base_name]], about) if base_name else ({}, [])
+    notes += left_out
+    ranks = mean_ranks({m: [o.values for o in found] for m, found in outcomes.items() if m != SINGLE_TASK}, about)
     rows: list[dict[str, Any]] = [
         {
             "method": method,
             "seeds": sorted(o.seed for o in found),
-            "tasks": _summaries(found, about),
-            "delta_m": _summary([_delta_m(o, reference, about) for o in found]) if chosen else None,
-            "delta_p": _summary([_delta_p(o, reference, about) for o in found]) if chosen else None,
+            "tasks": _by_metric(found, about),
+            "delta_m": _delta(delta_m, found, base, about) if base_name else None,
+            "delta_p": _delta(delta_p, found, base, about) if base_name else None,
             "mean_rank": ranks.get(method),
             "cost": _cost(found),
+            "cost_by_seed": {
+                str(o.seed): {**_costs(o.cost), "fallbacks": sum(o.counts.values())} for o in _by_seed(found)
+            },
+            "counts": dict(sum((Counter(o.counts) for o in found), Counter())),
+            "runs": [_place(path, folder) for o in _by_seed(found) for path in o.runs],
         }
         for method, found in outcomes.items()
     ]
+    _test(rows, tested, about)
+    notes += _caveats(joint, outcomes, base or about) + _verdicts(rows, tested)
     _add_failures(rows, failures)
-    notes += _caveats(joint, outcomes, reference or about)
     return {
         "schema_version": SCHEMA_VERSION,
         "dataset": runs[0].result["dataset"],
         "fingerprint": runs[0].result["fingerprint"],
-        "baseline": chosen,
+        "baseline": base_name,
+        "reference": tested,
+        "test": dict(significance.TEST),
         "metrics": {
             task: {
                 name: {key: meta[key] for key in ("unit", "higher_is_better")}
@@ -126,36 +105,27 @@ def report(
     }
 
 
-def _add_failures(rows: list[dict[str, Any]], failures: Sequence[Mapping[str, Any]]) -> None:
-    """Runs that did not finish join the row of their method, or make one of their own."""
-    for failure in failures:
-        row = next((row for row in rows if row["method"] == failure["method"]), None)
-        if row is None:
-            row = {"method": failure["method"], "seeds": [], "tasks": {}, "delta_m": None, "delta_p": None}
-            row |= {"mean_rank": None, "cost": {}}
-            rows.append(row)
-        row.setdefault("failed", []).append({"seed": failure["seed"], "error": failure["error"]})
+def choose_reference(wanted: str | None, methods: Sequence[str]) -> str | None:
+    """The row that all others are tested against: `wanted`, else equal weights, else the first method that shares.
+
+    None where there is nothing to test. Raises MtlError where `wanted` is not among `methods`.
+    """
+    if wanted is None and len(methods) < 2:
+        return None
+    from mtlcli.recipe import DEFAULTS
+
+    if wanted is None:
+        usual = [DEFAULTS["weighting.loss"], *(method for method in methods if method != SINGLE_TASK)]
+        return next(name for name in usual if name in methods)
+    name = f"{DEFAULTS['weighting.loss']}{wanted}" if wanted.startswith("+") else wanted
+    if name not in methods:
+        raise MtlError(
+            f"--reference {wanted}: is not in the table{did_you_mean(wanted, methods)}; there are: {', '.join(methods)}"
+        )
+    return name
 
 
-def _caveats(
-    joint: Sequence[Finished], outcomes: Mapping[str, Sequence[Outcome]], about: Iterable[Metric]
-) -> list[str]:
-    """What a reader of the table should know."""
-    notes = []
-    if any(len(found) == 1 for found in outcomes.values()):
-        notes.append("a method with one seed has no known spread (std is null)")
-    if len({tuple(sorted(o.seed for o in found)) for found in outcomes.values()}) > 1:
-        notes.append("not every method has the same seeds")
-    other = [key for key in _differing([run.settings for run in joint]) if not key.startswith("weighting.")]
-    if other:
-        notes.append(f"these runs differ in more than the method and the seed: {', '.join(other)}")
-    for metric in about:
-        without = [method for method, found in outcomes.items() if any(o.values.get(metric) is None for o in found)]
-        if 0 < len(without) < len(outcomes):
-            notes.append(
-                f"{'.'.join(metric)} is undefined in runs of {', '.join(without)}: these have no delta_m, delta_p"
-            )
-    return notes
+# -- checks ------------------------------------------------------------------------------------------------------------
 
 
 def _same_data(runs: Sequence[Finished]) -> None:
@@ -188,29 +158,6 @@ def _same_tasks(first: Finished, runs: Sequence[Finished]) -> None:
                 )
 
 
-def _values(run: Finished) -> dict[Metric, float | None]:
-    return {metric: about["value"] for metric, about in run.metrics.items()}
-
-
-def _label(runs: Sequence[Finished]) -> dict[str, list[Outcome]]:
-    """Outcomes by method. Runs of one method that differ in more than the seed are told apart by what differs."""
-    variants: dict[str, dict[str, list[Finished]]] = {}
-    for run in runs:
-        rest = {key: value for key, value in run.settings.items() if key not in ("train.seed", *_NO_EFFECT)}
-        variants.setdefault(run.result["method"], {}).setdefault(repr(sorted(rest.items())), []).append(run)
-    outcomes: dict[str, list[Outcome]] = {}
-    for method, groups in variants.items():
-        keys = _differing([group[0].settings for group in groups.values()])
-        for group in groups.values():
-            label = method
-            if len(groups) > 1:
-                shown = (f"{key}={show(group[0].settings[key])}" for key in keys if key in group[0].settings)
-                label += f" [{', '.join(shown)}]"
-            _once_per_seed(group, f"'{label}'")
-            outcomes[label] = [Outcome(label, r.result["seed"], _values(r), r.result["cost"]) for r in group]
-    return outcomes
-
-
 def _once_per_seed(runs: Sequence[Finished], what: str) -> None:
     seen: dict[int, Path] = {}
     for run in runs:
@@ -223,15 +170,28 @@ def _once_per_seed(runs: Sequence[Finished], what: str) -> None:
         seen[seed] = run.path
 
 
-def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that do not have the same value everywhere, in the order of the recipe."""
-    keys = dict.fromkeys(key for each in settings for key in each)
-    return [
-        key
-        for key in keys
-        if key not in ("train.seed", *_NO_EFFECT)
-        and any(each.get(key, ...) != settings[0].get(key, ...) for each in settings)
-    ]
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def _label(runs: Sequence[Finished]) -> dict[str, list[Outcome]]:
+    """Outcomes by method. Runs of one method that differ in more than the seed are told apart by what differs."""
+    variants: dict[str, dict[str, list[Finished]]] = {}
+    for run in runs:
+        variants.setdefault(run.result["method"], {}).setdefault(run.identity(), []).append(run)
+    outcomes: dict[str, list[Outcome]] = {}
+    for method, groups in variants.items():
+        keys = differing([group[0].settings for group in groups.values()])
+        for group in groups.values():
+            label = method
+            if len(groups) > 1:
+                shown = (f"{key}={show(group[0].settings[key])}" for key in keys if key in group[0].settings)
+                label += f" [{', '.join(shown)}]"
+            _once_per_seed(group, f"'{label}'")
+            outcomes[label] = [
+                Outcome(r.result["seed"], r.values, r.result["cost"], r.result.get("counts") or {}, (r.path,))
+                for r in group
+            ]
+    return outcomes
 
 
 def _single_task(runs: Sequence[Finished], tasks: tuple[str, ...]) -> tuple[list[Outcome], list[str]]:
@@ -248,19 +208,28 @@ def _single_task(runs: Sequence[Finished], tasks: tuple[str, ...]) -> tuple[list
             notes.append(f"the single-task baseline of seed {seed} lacks {', '.join(missing)} and is left out")
             continue
         values: dict[Metric, float | None] = {}
+        counts: Counter[str] = Counter()
         for task in tasks:
-            values |= _values(found[task])
-        cost = {
-            key: combine([run.result["cost"].get(key) or 0 for run in found.values()])
-            for key, combine in (
-                ("seconds", sum),
-                ("step_ms_median", sum),
-                ("peak_mib", max),
-                ("backward_passes_per_step", sum),
-            )
-        }
-        outcomes.append(Outcome(SINGLE_TASK, seed, values, cost))
+            values |= found[task].values
+            counts.update(found[task].result.get("counts") or {})
+        cost: dict[str, float | None] = {}
+        for key in _COSTS:
+            known = [value for run in found.values() if (value := run.result["cost"].get(key)) is not None]
+            combine = max if key == "peak_mib" else sum
+            cost[key] = combine(known) if len(known) == len(found) else None
+        outcomes.append(Outcome(seed, values, cost, counts, tuple(found[task].path for task in tasks)))
     return outcomes, notes
+
+
+def _add_failures(rows: list[dict[str, Any]], failures: Sequence[Mapping[str, Any]]) -> None:
+    """Runs that did not finish join the row of their method, or make one of their own."""
+    for failure in failures:
+        row = next((row for row in rows if row["method"] == failure["method"]), None)
+        if row is None:
+            row = {"method": failure["method"], "seeds": [], "tasks": {}, "delta_m": None, "delta_p": None}
+            row |= {"mean_rank": None, "cost": {}, "cost_by_seed": {}, "counts": {}, "runs": []}
+            rows.append(row)
+        row.setdefault("failed", []).append({"seed": failure["seed"], "error": failure["error"]})
 
 
 def _baseline(
@@ -283,101 +252,106 @@ def _baseline(
 
 
 def _reference(
-    baseline: Sequence[Outcome], about: Mapping[Metric, Mapping[str, Any]], notes: list[str]
-) -> dict[Metric, float]:
-    """The baseline's mean of every metric; one that is undefined or zero cannot be divided by and is left out."""
-    reference = {}
-    for metric in about:
-        known = [v for o in baseline if (v := o.values.get(metric)) is not None]
-        mean = statistics.fmean(known) if known else None
-        if mean:
-            reference[metric] = mean
-        else:
-            notes.append(
-                f"{'.'.join(metric)} is {'zero' if known else 'undefined'} for the baseline, so it is left out of "
-                "delta_m and delta_p"
-            )
-    return reference
+    wanted: str | None, outcomes: Mapping[str, Any], failures: Sequence[Mapping[str, Any]], notes: list[str]
+) -> str | None:
+    failed = [failure["method"] for failure in failures if failure["method"] not in outcomes]
+    name = choose_reference(wanted, [*outcomes, *failed] if wanted else [*outcomes])
+    if name in outcomes or name is None:
+        return name
+    notes.append(f"the reference {name} did not finish, so no method is tested against it")
+    return None
 
 
-def _gains(
-    outcome: Outcome, reference: Mapping[Metric, float], about: Mapping[Metric, Mapping[str, Any]]
-) -> dict[Metric, float] | None:
-    """Improvement over the baseline in percent, positive is better; None where a metric has no value, because a mean
-    over the others would not compare."""
-    gains = {}
-    for metric, base in reference.items():
-        value = outcome.values.get(metric)
-        if value is None:
-            return None
-        gains[metric] = (1 if about[metric]["higher_is_better"] else -1) * (value - base) / abs(base) * 100
-    return gains or None
+# -- numbers -----------------------------------------------------------------------------------------------------------
 
 
-def _delta_m(
-    outcome: Outcome, reference: Mapping[Metric, float], about: Mapping[Metric, Mapping[str, Any]]
-) -> float | None:
-    """Mean over all metrics of the change for the worse in percent: lower is better (Nash-MTL's convention)."""
-    gains = _gains(outcome, reference, about)
-    return None if gains is None else -statistics.fmean(gains.values())
-
-
-def _delta_p(
-    outcome: Outcome, reference: Mapping[Metric, float], about: Mapping[Metric, Mapping[str, Any]]
-) -> float | None:
-    """Mean over tasks of the mean over the task's metrics of the improvement in percent (LibMTL's convention)."""
-    gains = _gains(outcome, reference, about)
-    if gains is None:
-        return None
-    by_task: dict[str, list[float]] = {}
-    for (task, _), gain in gains.items():
-        by_task.setdefault(task, []).append(gain)
-    return statistics.fmean(statistics.fmean(found) for found in by_task.values())
-
-
-def _mean_ranks(
-    outcomes: Mapping[str, Sequence[Outcome]], about: Mapping[Metric, Mapping[str, Any]]
-) -> dict[str, float | None]:
-    """Rank of each method's mean on every metric, 1 is best, ties averaged; then the mean over metrics.
-
-    A metric that no method has a value for is passed over; a method that lacks one which others have gets no mean rank.
-    """
-    ranks: dict[str, list[float]] = {method: [] for method in outcomes}
-    lacking = set()
-    for metric, meta in about.items():
-        means = {}
-        for method, found in outcomes.items():
-            known = [v for o in found if (v := o.values.get(metric)) is not None]
-            if known:
-                means[method] = statistics.fmean(known) * (-1 if meta["higher_is_better"] else 1)
-        lacking |= outcomes.keys() - means.keys() if means else set()
-        for method, value in means.items():
-            better = sum(other < value for other in means.values())
-            tied = sum(other == value for other in means.values())
-            ranks[method].append(better + (tied + 1) / 2)
-    return {m: statistics.fmean(found) if found and m not in lacking else None for m, found in ranks.items()}
-
-
-def _summaries(outcomes: Sequence[Outcome], about: Iterable[Metric]) -> dict[str, dict[str, Any]]:
+def _by_metric(outcomes: Sequence[Outcome], about: Iterable[Metric]) -> dict[str, dict[str, Any]]:
     tasks: dict[str, dict[str, Any]] = {}
     for task, name in about:
-        known = [v for o in outcomes if (v := o.values.get((task, name))) is not None]
-        tasks.setdefault(task, {})[name] = {**_summary(known), "n": len(known)}
+        values = {o.seed: o.values.get((task, name)) for o in outcomes}
+        tasks.setdefault(task, {})[name] = significance.summary(values)
     return tasks
 
 
-def _summary(values: Sequence[float | None]) -> dict[str, float | None]:
-    known = [v for v in values if v is not None]
-    return {
-        "mean": statistics.fmean(known) if known else None,
-        "std": statistics.stdev(known) if len(known) > 1 else None,
-    }
+def _delta(
+    delta: Callable[[Values, Mapping[Metric, float], About], float | None],
+    outcomes: Sequence[Outcome],
+    base: Mapping[Metric, float],
+    about: About,
+) -> dict[str, Any]:
+    return significance.summary({o.seed: delta(o.values, base, about) for o in outcomes})
 
 
-def _cost(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
-    keys = dict.fromkeys(key for o in outcomes for key in o.cost)
-    found: dict[str, float | None] = {}
-    for key in keys:
-        known = [v for o in outcomes if (v := o.cost.get(key)) is not None]
+def _test(rows: Sequence[Mapping[str, Any]], reference: str | None, about: About) -> None:
+    """Every metric and both deltas, each a family of tests of its own."""
+    for (task, name), meta in about.items():
+        summaries = {row["method"]: row["tasks"][task][name] for row in rows}
+        significance.judge(summaries, reference, meta["higher_is_better"])
+    for key, higher_is_better in (("delta_m", False), ("delta_p", True)):
+        found = {row["method"]: row[key] for row in rows if row[key] is not None}
+        significance.judge(found, reference, higher_is_better)
+
+
+def _costs(cost: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {key: cost.get(key) for key in dict.fromkeys((*_COSTS, *cost))}
+
+
+def _cost(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Means over seeds; for memory the largest."""
+    found: dict[str, Any] = {}
+    for key in dict.fromkeys(key for o in outcomes for key in _costs(o.cost)):
+        known = [value for o in outcomes if (value := o.cost.get(key)) is not None]
         found[key] = (max(known) if key == "peak_mib" else statistics.fmean(known)) if known else None
     return found
+
+
+def _by_seed(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    return sorted(outcomes, key=lambda o: o.seed)
+
+
+def _place(path: Path, folder: Path | None) -> str:
+    """A run's path: relative to the report's folder where it lies inside, else absolute."""
+    full = Path(os.path.abspath(path))
+    above = Path(os.path.abspath(folder)) if folder is not None else None
+    return full.relative_to(above).as_posix() if above is not None and full.is_relative_to(above) else str(full)
+
+
+# -- what a reader should know -----------------------------------------------------------------------------------------
+
+
+def _caveats(
+    joint: Sequence[Finished], outcomes: Mapping[str, Sequence[Outcome]], about: Iterable[Metric]
+) -> list[str]:
+    notes = []
+    if any(len(found) == 1 for found in outcomes.values()):
+        notes.append("a method with one seed has no known spread (std is null)")
+    if len({tuple(sorted(o.seed for o in found)) for found in outcomes.values()}) > 1:
+        notes.append("not every method has the same seeds")
+    other = [key for key in differing([run.settings for run in joint]) if not key.startswith("weighting.")]
+    if other:
+        notes.append(f"these runs differ in more than the method and the seed: {', '.join(other)}")
+    for metric in about:
+        without = [method for method, found in outcomes.items() if any(o.values.get(metric) is None for o in found)]
+        if 0 < len(without) < len(outcomes):
+            notes.append(
+                f"{'.'.join(metric)} is undefined in runs of {', '.join(without)}: these have no delta_m, delta_p"
+            )
+    return notes
+
+
+def _verdicts(rows: Sequence[Mapping[str, Any]], reference: str | None) -> list[str]:
+    """What the tests say about whole methods, and where they could not say anything."""
+    notes = []
+    others = [row for row in rows if row["method"] != reference]
+    verdicts = {r["method"]: [m["versus"] for task in r["tasks"].values() for m in task.values()] for r in others}
+    alike = [method for method, found in verdicts.items() if set(found) == {significance.WITHIN_SPREAD}]
+    if alike:
+        notes.append(f"no metric differs from {reference} by more than the spread over seeds: {', '.join(alike)}")
+    seeds = max(len(row["seeds"]) for row in rows)
+    needed = significance.seeds_needed(len(others))
+    if reference and significance.LEAST_FOR_WILCOXON <= seeds < needed:
+        notes.append(
+            f"{seeds} seeds are too few for Wilcoxon's test to find anything among {len(others)} methods after Holm's "
+            f"correction; {needed} are enough"
+        )
+    return notes

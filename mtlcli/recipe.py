@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,6 +99,7 @@ class Recipe:
     schedule: Part
     train: TrainSection
     metrics: Mapping[str, Sequence[str]]
+    log: Sequence[Part]
     plugins: Sequence[str]
     lines: Mapping[str, str]  # dotted path -> where the key was written, for messages about it
 
@@ -129,6 +131,7 @@ class Recipe:
             "schedule": part(self.schedule),
             "train": self.train.model_dump(mode="json"),
             "metrics": {task: list(names) for task, names in self.metrics.items()},
+            "log": {part.name: part.options.model_dump(mode="json") for part in self.log},
             "plugins": list(self.plugins),
         }
 
@@ -145,7 +148,7 @@ DEFAULTS = {
     "optimizer": "adam",
     "schedule": "constant",
 }
-_SECTIONS = ("data", "model", "weighting", "optimizer", "schedule", "train", "metrics", "plugins")
+_SECTIONS = ("data", "model", "weighting", "optimizer", "schedule", "train", "metrics", "log", "plugins")
 
 
 def method_name(loss: str, gradient: str) -> str:
@@ -220,6 +223,7 @@ def from_values(
     schedule, _ = read.part("schedule", top.get("schedule"), registry.schedules)
     train = read.options(TrainSection, "train", top.get("train"))
     scored = read.options(PluginsAndMetrics, "", {"metrics": top["metrics"]} if top.get("metrics") is not None else {})
+    log = read.loggers(top.get("log"))
     if loss and data:
         read.problems += fitting.held_out(loss, data)
     if gradient and data:
@@ -244,6 +248,7 @@ def from_values(
         schedule=schedule,
         train=train,
         metrics=scored.metrics,
+        log=log,
         plugins=plugins,
         lines=lines or {},
     )
@@ -315,6 +320,24 @@ class _Reader:
         own = {k: v for k, v in value.items() if k != "name" and k not in shared_keys}
         options = self.options(among.get(name).Options, path, own, ("name", *shared_keys))
         return (None if options is None else Part(name, options)), shared
+
+    def loggers(self, value: Any) -> list[Part]:
+        """`log:` as a map of names to true, false or options; those that are wanted."""
+        found = []
+        for name, wanted in self.map("log", value).items():
+            if name not in registry.loggers.names():
+                self.add(f"log.{name}", registry.loggers.unknown(name))
+            elif wanted is True or isinstance(wanted, dict):
+                cls = registry.loggers.get(name)
+                options = self.options(cls.Options, f"log.{name}", {} if wanted is True else wanted)
+                if find_spec(cls.package) is None:
+                    install = f"pip install 'mtlcli[{name}]'"
+                    self.add(f"log.{name}", f"needs the package {cls.package}, which is not installed: {install}")
+                if options is not None:
+                    found.append(Part(name, options))
+            elif wanted not in (False, None):
+                self.add(f"log.{name}", f"should be true, false, or a map of its options; found {show(wanted)}")
+        return found
 
     def plugins(self, names: Sequence[str]) -> None:
         """Import people's own registrations."""

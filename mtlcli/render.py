@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 from rich import box
@@ -14,6 +15,8 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from mtlcli import tabular
 
 Target = Console
 BATCH_WIDTH = 160  # where there is no terminal, tables must not be cut at 80 columns
@@ -142,15 +145,24 @@ def result(values: Mapping[str, Any], title: str) -> Group:
 
 
 def report(values: Mapping[str, Any], width: int) -> Group:
-    """The comparison, in tables no wider than `width`: what every method reaches per task, then all tasks together.
+    """The comparison, in tables no wider than `width`: what every method reaches per task, then all tasks and the cost.
 
     Best values are bold and starred.
     """
-    rows = [row for row in values["rows"] if row["seeds"]]
-    parts: list[Any] = [_metric_table(rows, chunk) for chunk in _chunks(values["metrics"], rows, width)]
-    parts.append(_summary_table(rows, values["baseline"], values["dataset"]))
-    parts.append(Text(_LEGEND, style="dim"))
-    parts += [Text(f"note: {note}", style="yellow") for note in values["notes"]]
+    methods = [row["method"] for row in tabular.rows(values)]
+    columns = [tabular.seeds(values), *tabular.columns(values)]
+    sums = [column for column in columns if column.group in (tabular.ALL_TASKS, tabular.COST)]
+    tasks = [column for column in columns if column not in sums]
+    room = width - 2 - _method_width(methods, width)
+    if sum(_width(column) for column in sums) > room:
+        sums = [column for column in sums if not column.optional]
+    parts: list[Any] = [_table(methods, part, width) for part in _packed(tasks, room)]
+    words = f"improvement over {values['baseline']}" if values["baseline"] else "no baseline"
+    titles = [f"{values['dataset']}, all tasks: {words}"]
+    for part in _packed(sums, room):
+        parts.append(_table(methods, part, width, titles.pop() if titles else None))
+    parts += [Text(f"* the best of a column. {' '.join(tabular.legend(values))}", style="dim")]
+    parts += [Text(f"note: {note}", style="yellow") for note in tabular.notes(values)]
     for row in values["rows"]:
         for failed in row.get("failed", ()):
             what = f"failed: {row['method']}, seed {failed['seed']}: "
@@ -158,79 +170,72 @@ def report(values: Mapping[str, Any], width: int) -> Group:
     return Group(*parts)
 
 
-Column = tuple[str, str, Mapping[str, Any]]  # task, metric, unit and direction
-_METRIC_WIDTH = 18
+def _packed(columns: Sequence[tabular.Column], room: int) -> list[list[tabular.Column]]:
+    """Columns in tables that fit beside the methods' names; a group stays together where it can."""
+    tables: list[list[tabular.Column]] = [[]]
+    for _, group in groupby(columns, key=lambda column: column.group):
+        together = list(group)
+        if tables[-1] and sum(map(_width, (*tables[-1], *together))) > room:
+            tables.append([])
+        for column in together:
+            if tables[-1] and sum(map(_width, tables[-1])) + _width(column) > room:
+                tables.append([])
+            tables[-1].append(column)
+    return tables
 
 
-def _chunks(
-    metrics: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], width: int
-) -> list[list[Column]]:
-    """Metric columns in groups that fit beside the methods' names; a task's metrics stay together where they can."""
-    room = max(1, (width - 8 - max((len(row["method"]) for row in rows), default=0)) // _METRIC_WIDTH)
-    chunks: list[list[Column]] = [[]]
-    for task, found in metrics.items():
-        columns = [(task, name, about) for name, about in found.items()]
-        if chunks[-1] and len(chunks[-1]) + len(columns) > room:
-            chunks.append([])
-        for column in columns:
-            if len(chunks[-1]) == room:
-                chunks.append([])
-            chunks[-1].append(column)
-    return chunks
-
-
-def _metric_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    best = []
-    for task, name, about in columns:
-        unit = f" {about['unit']}" if about["unit"] not in ("", "fraction") else ""
-        table.add_column(f"{task}\n{name}{unit} {_arrow(about)}", justify="right", no_wrap=True)
-        best.append(_best(rows, task, name, about["higher_is_better"]))
-    for row in rows:
-        cells = [_cell(row["tasks"][task][name], top) for (task, name, _), top in zip(columns, best, strict=True)]
-        table.add_row(row["method"], *cells)
-    return table
-
-
-def _summary_table(rows: Sequence[Mapping[str, Any]], baseline: str | None, dataset: str) -> Table:
-    words = f"improvement over {baseline}" if baseline else "no baseline"
+def _table(methods: Sequence[str], columns: Sequence[tabular.Column], width: int, title: str | None = None) -> Table:
     table = Table(
-        title=f"{dataset}, all tasks: {words}",
+        title=title,
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("method", no_wrap=True)
-    headings = (f"delta_m % {_ARROWS['down']}", f"delta_p % {_ARROWS['up']}", f"mean rank {_ARROWS['down']}")
-    for heading in ("seeds", *headings, "seconds", "ms/step", "peak MiB"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    compared = [row for row in rows if row["method"] != baseline]
-    best_m = _extreme([_mean(row["delta_m"]) for row in compared], min)
-    best_p = _extreme([_mean(row["delta_p"]) for row in compared], max)
-    best_rank = _extreme([row["mean_rank"] for row in rows], min)
-    for row in rows:
-        cost = row["cost"]
-        table.add_row(
-            row["method"],
-            str(len(row["seeds"])),
-            _cell(row["delta_m"], best_m, digits=2, sign=True),
-            _cell(row["delta_p"], best_p, digits=2, sign=True),
-            _cell({"mean": row["mean_rank"], "std": None}, best_rank, digits=2),
-            _fixed(cost.get("seconds"), 1),
-            _fixed(cost.get("step_ms_median"), 2),
-            _fixed(cost.get("peak_mib"), 0),
-        )
+    table.add_column("method", overflow="fold", max_width=_method_width(methods, width))
+    for column in columns:
+        table.add_column(_heading(column), justify="right", no_wrap=True)
+    drawn = [[_drawn(cell, _tail(column)) for cell in column.cells] for column in columns]
+    for method, *cells in zip(methods, *drawn, strict=True):
+        table.add_row(method, *cells)
     return table
 
 
+def _heading(column: tabular.Column) -> str:
+    below = " ".join(part for part in (column.unit, _ARROWS.get(column.better, "")) if part)
+    if column.group in (tabular.ALL_TASKS, tabular.COST):
+        return f"{column.name}\n{below}"
+    return f"{column.group}\n{column.name} {below}".rstrip()
+
+
+def _method_width(methods: Sequence[str], width: int) -> int:
+    """A long name, such as one that lists options, is folded."""
+    return min(max(map(len, ("method", *methods))), max(20, width // 3))
+
+
+def _width(column: tabular.Column) -> int:
+    """Characters that a column takes, with the gap before it."""
+    cells = (len(_drawn(cell, _tail(column)).plain) for cell in column.cells)
+    return max(*map(len, _heading(column).split("\n")), *cells, 0) + 2
+
+
+def _tail(column: tabular.Column) -> int:
+    """The room behind the numbers of a column for stars and marks, so that its digits stand below each other."""
+    return max((len(_marks(cell)) for cell in column.cells), default=0)
+
+
+def _marks(cell: tabular.Cell) -> str:
+    marks = ("*" if cell.place == 1 else "") + cell.mark
+    return f" {marks}" if marks else ""
+
+
+def _drawn(cell: tabular.Cell, tail: int) -> Text:
+    spread = f" ±{cell.spread}" if cell.spread else ""
+    return Text(f"{cell.value}{spread}{_marks(cell):<{tail}}", style="bold green" if cell.place == 1 else "")
+
+
 _ARROWS = {"up": "\u2191", "down": "\u2193"}
-_LEGEND = (
-    "mean ± standard deviation over seeds; * marks the best of a column, the baseline aside in delta_m and delta_p. "
-    "delta_m: mean change for the worse over all metrics, lower is better. "
-    "delta_p: mean improvement over tasks, higher is better."
-)
 
 
 class SweepView:
@@ -313,6 +318,43 @@ def listing(values: Mapping[str, Any]) -> Group:
     return Group(*parts[:-1])
 
 
+def runs(values: Mapping[str, Any], width: int) -> Group:
+    """The runs in a folder, newest first, a line each: as many scores as fit into `width`."""
+    if not values["runs"]:
+        return Group(Text(f"{values['folder']} holds no runs"))
+    datasets = {run["dataset"] for run in values["runs"]}
+    keys = ["path", "method", "seed", *(["dataset"] if len(datasets) > 1 else []), "status"]
+    heads = ["run", *keys[1:], "age"]
+    lines = [
+        [*(str(run[key] if run[key] is not None else "-") for key in keys), _age(run["age_seconds"])]
+        for run in values["runs"]
+    ]
+    used = sum(max(map(len, column)) + 2 for column in zip(heads, *lines, strict=True))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
+    table.title = f"{values['folder']}: {len(lines)} runs" + (f" on {datasets.pop()}" if len(datasets) == 1 else "")
+    for heading in heads:
+        table.add_column(heading, overflow="fold", justify="right" if heading in ("seed", "age") else "left")
+    table.add_column("scores", no_wrap=True)
+    for run, line in zip(values["runs"], lines, strict=True):
+        scores = ", ".join(f"{task} {metric['metric']} {_value(metric)}" for task, metric in run["scores"].items())
+        shown = Text(f"{run['split']}: {scores}" if scores else "-")
+        shown.truncate(max(26, width - used - 2), overflow="ellipsis")
+        table.add_row(*line, shown, style=_STATUS.get(run["status"], ""))
+    problems = (run["problem"] for run in values["runs"] if run["problem"])
+    return Group(table, *(Text(f"damaged: {problem}", style="red") for problem in problems))
+
+
+_STATUS = {"running": "cyan", "damaged": "red", "failed": "red"}
+
+
+def _age(seconds: float) -> str:
+    """In the largest unit that fits, such as `3 h`."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
 def page(values: Mapping[str, Any]) -> Group:
     """One thing's page: its docstring and its options."""
     parts: list[Any] = [Text(f"{values['name']} ({values['kind']})", style="bold"), Text(values["doc"])]
@@ -334,39 +376,6 @@ def _cost_line(values: Mapping[str, Any], cost: Mapping[str, Any]) -> str:
         f"{chosen}{cost['seconds']:.1f} s, {_fixed(cost['step_ms_median'], 2)} ms per step (median), "
         f"{cost['backward_passes_per_step']} backward passes per step, peak {cost['peak_mib']:.0f} MiB"
     )
-
-
-def _arrow(about: Mapping[str, Any]) -> str:
-    return _ARROWS["up" if about["higher_is_better"] else "down"]
-
-
-def _mean(summary: Mapping[str, Any] | None) -> float | None:
-    return summary["mean"] if summary else None
-
-
-def _extreme(values: Sequence[float | None], choose: Any) -> float | None:
-    known = [v for v in values if v is not None]
-    found: float | None = choose(known) if len(known) > 1 else None
-    return found
-
-
-def _best(rows: Sequence[Mapping[str, Any]], task: str, name: str, higher: bool) -> float | None:
-    return _extreme([row["tasks"][task][name]["mean"] for row in rows], max if higher else min)
-
-
-def _cell(summary: Mapping[str, Any] | None, best: float | None, digits: int | None = None, sign: bool = False) -> Text:
-    """`mean ± std`, bold and starred where it is the best."""
-    mean = _mean(summary)
-    if summary is None or mean is None:
-        return Text("-")
-    digits = digits if digits is not None else _digits(mean)
-    mean = round(mean, digits) + 0.0  # no "-0.00"
-    words = f"{mean:+.{digits}f}" if sign else f"{mean:.{digits}f}"
-    if summary["std"] is not None:
-        words += f" ±{summary['std']:.{digits}f}"
-    if best is not None and summary["mean"] == best:
-        return Text(f"{words} *", style="bold green")
-    return Text(f"{words}  ")
 
 
 def _digits(value: float) -> int:

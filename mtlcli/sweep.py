@@ -1,29 +1,25 @@
-"""Methods x seeds and the single-task baselines, each in a process of its own; finished runs are kept."""
+"""Methods x seeds and the single-task baselines, each a run of its own; finished runs are kept."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import re
-import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import count
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from mtlcli import registry
+from mtlcli import registry, yamlfile
 from mtlcli.compare import SINGLE_TASK
 from mtlcli.engine.prepare import load_data
 from mtlcli.errors import MtlError, did_you_mean
-from mtlcli.options import Options
+from mtlcli.launchers.base import Job, Launcher, Work
+from mtlcli.options import Options, parse
 from mtlcli.recipe import DEFAULTS, GradientSection, Recipe, differences, from_values, method_name
 from mtlcli.runs import Run, disk_errors, read_json, read_recipe, replace_file, to_json
 
@@ -186,52 +182,68 @@ def choose_folder(recipe: Recipe, out: Path | None, name: str) -> Path:
     raise AssertionError("unreachable")
 
 
+def choose_launcher(name: str, settings: Sequence[str], jobs: int) -> Launcher:
+    """The launcher `name` with settings such as `address=auto`, for `jobs` runs at a time.
+
+    Raises MtlError for a name or a setting that does not exist, or a package that is missing.
+    """
+    cls = registry.launchers.get(name)
+    if cls.package is not None and find_spec(cls.package) is None:
+        raise MtlError(
+            f"--launcher {name}: needs the package {cls.package}, which is not installed: pip install 'mtlcli[{name}]'"
+        )
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise MtlError(f"--launcher-set {setting}: should be KEY=VALUE")
+        values[key.strip()] = yamlfile.parse(value, f"--launcher-set {setting}").values
+    return cls(parse(cls.Options, values, f"--launcher {name}"), jobs)
+
+
 def run_all(
     planned: Sequence[Planned],
-    jobs: int,
+    launcher: Launcher,
+    folder: Path,
     stopped: Callable[[], bool],
     show: Callable[[Sequence[Progress]], None],
 ) -> list[Progress]:
-    """Train what is not finished yet, `jobs` runs at a time, and say how each ended.
+    """Train what is not finished yet, as many runs at a time as the launcher takes, and say how each ended.
 
-    Every run has a process of its own, forked from a server that has imported everything once. When `stopped` says so,
-    running processes are asked to save and end, and the rest is left for the next call.
+    When `stopped` says so, running jobs are asked to save and end, and the rest is left for the next call.
 
-    Raises MtlError where a planned folder holds a run of another recipe.
+    Raises MtlError where a planned folder holds a run of another recipe, or the launcher cannot begin.
     """
     progress = [Progress(p) for p in planned]
     queue = deque(p for p in progress if not _is_finished(p))
     if not queue:
         return progress
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mtlcli.sweep_worker"])
-    active: dict[Connection, tuple[Progress, BaseProcess, int]] = {}
+    threads = max(1, len(os.sched_getaffinity(0)) // launcher.jobs)
+    active: dict[Job, tuple[Progress, int]] = {}
     asked = False
-    with ExitStack() as stack:
-        stack.callback(_terminate, active)
+    with launcher.open(folder):
         while queue or active:
-            while queue and len(active) < jobs and not stopped():
-                slot = min(set(range(jobs)) - {slot for *_, slot in active.values()})
+            while queue and len(active) < launcher.jobs and not stopped():
+                slot = min(set(range(launcher.jobs)) - {slot for _, slot in active.values()})
                 item = queue.popleft()
-                connection, process = _start(context, item, jobs, slot)
-                active[connection] = item, process, slot
+                recipe, path = item.planned.recipe, item.planned.path
+                work = Work(recipe.as_dict(), recipe.title, str(path.resolve()), slot, threads)
+                active[launcher.start(work)] = item, slot
                 item.status = "running"
             if stopped():
                 queue.clear()
                 if not asked:
                     asked = True
-                    _terminate(active)
-            for ready in wait(list(active), timeout=0.2):
-                connection = cast("Connection[Any, Any]", ready)
-                item, process, _ = active[connection]
-                try:
-                    for name, value in connection.recv().items():
-                        setattr(item, name, value)
-                except (EOFError, OSError):  # closed, perhaps in the middle of a message: the process is gone
-                    process.join()
-                    connection.close()
-                    del active[connection]
-                    _settle(item, process.exitcode, asked)
+                    for job in active:
+                        job.stop()
+            launcher.wait(list(active))
+            for job, (item, _) in list(active.items()):
+                for name, value in job.news().items():
+                    setattr(item, name, value)
+                reason = job.ended()
+                if reason is not None:
+                    del active[job]
+                    _settle(item, reason, asked)
             show(progress)
     return progress
 
@@ -285,35 +297,14 @@ def _baseline(wanted: str | None, methods: Sequence[tuple[str, str]]) -> str | N
     return rows[_pair(wanted)]
 
 
-def _terminate(active: Mapping[Any, tuple[Progress, BaseProcess, int]]) -> None:
-    for _, process, _ in active.values():
-        process.terminate()
-
-
-def _start(context: ForkServerContext, item: Progress, jobs: int, slot: int) -> tuple[Connection, BaseProcess]:
-    from mtlcli.sweep_worker import work
-
-    receiving, sending = context.Pipe(duplex=False)
-    planned = item.planned
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    arguments = (planned.recipe.as_dict(), planned.recipe.title, str(planned.path), threads, slot, sending)
-    process = context.Process(target=work, args=arguments)
-    process.start()
-    sending.close()
-    return receiving, process
-
-
-def _settle(item: Progress, exit_code: int | None, asked: bool) -> None:
-    """Decide how a run ended once its process is gone; `asked` says whether it was told to stop."""
+def _settle(item: Progress, reason: str, asked: bool) -> None:
+    """Decide how a run ended once its job is over; `asked` says whether it was told to stop."""
     if item.status in ("failed", "interrupted") or _is_finished(item):
         return
-    if asked or exit_code == -signal.SIGTERM:
+    if asked or reason == "interrupted":
         item.status = "interrupted"
         return
-    item.status = "failed"
-    item.error = f"its process ended with exit code {exit_code}" + (
-        " (killed: out of memory?)" if exit_code == -signal.SIGKILL else ""
-    )
+    item.status, item.error = "failed", reason
 
 
 def _is_finished(item: Progress) -> bool:

@@ -183,7 +183,18 @@ def test_every_key_of_a_recipe_is_described(section: type[Options]) -> None:
 FLAGS = {
     "train": ["RECIPE", "--set", "--out", "--device", "--resume", "--quiet", "--json"],
     "eval": ["RUN", "--split", "--checkpoint", "--device", "--json"],
-    "compare": ["TARGET", "--methods", "--seeds", "--jobs", "--baseline", "--out", "--set", "--json"],
+    "compare": [
+        "TARGET",
+        "--methods",
+        "--seeds",
+        "--jobs",
+        "--baseline",
+        "--reference",
+        "--published",
+        "--out",
+        "--set",
+        "--json",
+    ],
     "list": ["KIND", "NAME", "--json"],
     "check": ["RECIPE", "--set", "--json"],
 }

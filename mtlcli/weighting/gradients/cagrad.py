@@ -21,7 +21,7 @@ class CAGrad(GradientWeighting):
         mean gradient; direction = K (g_0 + c ||g_0|| / ||g_w|| g_w) / r (Algorithm 1), which maximises the least
         <g_k, d> over ||d - g_0|| <= c ||g_0||. r = 1, 1 + c^2 or 1 + c.
     Reads: the Gramian. The weights are at least 1 / r each, and 1 for c = 0.
-    Cost: K gradients, and about three quadratic programs on K x K numbers.
+    Cost: K gradients, a few linear systems and as a rule one quadratic program on K x K numbers.
     Source: Liu et al., Conflict-Averse Gradient Descent for Multi-task Learning, NeurIPS 2021, arXiv 2110.14048; code
         Cranial-XIX/CAGrad. Heads receive the gradient of the summed losses, as in that code.
     Deviations: solved exactly in float64, where the code uses SLSQP from the uniform point and adds 1e-8 to both norms,

@@ -10,7 +10,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
 from mtlcli.weighting.base import GradientWeighting
 
-CHUNK = 1 << 18  # columns at a time: temporaries stay small next to the (K, P) Jacobian
+CHUNK = 1 << 16  # columns at a time: temporaries stay small next to the (K, P) Jacobian, and within a CPU's caches
 
 
 @gradient_weightings.register("graddrop")
@@ -39,17 +39,13 @@ class GradDrop(GradientWeighting):
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
         """Direction (P,)."""
         direction = torch.empty_like(statistic[0])
-        leak = self.options.leak
         for start in range(0, len(direction), CHUNK):
-            jacobian, part = statistic[:, start : start + CHUNK], direction[start : start + CHUNK]
-            total = jacobian.sum(0)
-            size = torch.zeros_like(total)
-            for row in jacobian:
-                size += row.abs()
-            draw = torch.rand(total.shape, generator=self.rng, device=self.rng.device).to(total.device)
-            positive = 0.5 * (1 + total / size.where(size > 0, 1)) > draw
-            part.zero_()
-            for row in jacobian:
-                keep = torch.where(positive, row > 0, row < 0)
-                part += torch.where(keep, row, leak * row)
+            jacobian = statistic[:, start : start + CHUNK]
+            rise, fall = jacobian.clamp(min=0).sum(0), jacobian.clamp(max=0).sum(0)
+            draw = torch.rand(rise.shape, generator=self.rng, device=self.rng.device).to(rise.device)
+            # p > u without the division. Factors of 0 and 1, since selecting by a random mask stalls a CPU.
+            up = (rise > draw * (rise - fall)).to(rise)
+            rise *= up.clamp(min=self.options.leak)
+            fall *= (1 - up).clamp_(min=self.options.leak)
+            torch.add(rise, fall, out=direction[start : start + CHUNK])
         return direction

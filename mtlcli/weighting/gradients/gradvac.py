@@ -52,23 +52,28 @@ class GradVac(GradientWeighting):
         """Weights (K,). Raises MtlError where the Gramian is not finite."""
         cosine, lengths = cosines(checked(statistic, self.name))
         num, beta, present = len(lengths), self.options.beta, lengths > 0
-        # One row per round: whom every task meets, and the index of that pair. Each pair meets once.
-        rounds = random_orders(num, self.rng).T
+        # One row per round: whom every task meets, and the index of that pair. Each pair meets once, and none itself.
+        orders = random_orders(num, self.rng)
+        rounds = orders[orders != np.arange(num)[:, None]].reshape(num, -1).T
         pairs = num * np.arange(num) + rounds
         known = self.targets.numpy(force=True)
-        targets = known.take(pairs)
+        targets = known.take(pairs) * present[rounds]
         cotangents = targets / np.maximum(np.sqrt(1 - targets**2), NARROWEST)
-        thresholds = np.where(present[rounds] & (rounds != np.arange(num)), targets, -2)
-        # In units of ||g_i||: <h_i, u_j>, ||h_i||^2, and what of u_j is added.
-        products, squares = cosine.copy(), present.astype(np.float64)
-        added, found = np.zeros(num * num), np.zeros(num * num)
-        for others, pair, cotangent, threshold in zip(rounds, pairs, cotangents, thresholds, strict=True):
-            overlap, norms = products.take(pair), np.sqrt(squares)
-            phi = overlap / np.maximum(norms, 1e-150)
-            turn = norms * (cotangent * np.sqrt(np.maximum(1 - phi * phi, 0)) - phi) * (phi < threshold)
-            added[pair], found[pair] = turn, phi
+        # In units of ||g_i||: o = <h_i, u_j>, ||h_i||^2, and what of u_j is added. With phi = o / ||h_i|| the addition
+        # of the formula is t / sqrt(1 - t^2) sqrt(||h_i||^2 - o^2) - o, which is positive where phi < t.
+        products, square = cosine.copy(), present.astype(np.float64)
+        overlaps, rests, turns = np.empty((3, *rounds.shape))
+        for others, pair, cotangent, overlap, rest, turn in zip(
+            rounds, pairs, cotangents, overlaps, rests, turns, strict=True
+        ):
+            products.take(pair, out=overlap, mode="clip")
+            np.abs(square - overlap * overlap, out=rest)  # only rounding takes it below zero
+            np.maximum(cotangent * np.sqrt(rest) - overlap, 0.0, out=turn)
             products += turn[:, None] * cosine.take(others, 0)
-            squares = np.maximum(squares + turn * (2 * overlap + turn), 0)
+            along = overlap + turn
+            square = rest + along * along
+        added, found = np.zeros(num * num), np.zeros(num * num)
+        added[pairs], found[pairs] = turns, overlaps / np.maximum(np.sqrt(rests + overlaps**2), 1e-150)
         met = np.outer(present, present) & ~np.eye(num, dtype=np.bool_)
         agreement = np.clip(found.reshape(num, num), -1, 1)
         moved = np.where(met, (1 - beta) * known + beta * agreement, known)

@@ -32,14 +32,15 @@ class PCGrad(GradientWeighting):
         """Weights (K,), at least 1 each. Raises MtlError where the Gramian is not finite."""
         cosine, lengths = cosines(checked(statistic, self.name))
         num = len(lengths)
+        orders = random_orders(num, self.rng)
+        rounds = orders[orders != np.arange(num)[:, None]].reshape(num, -1).T  # nobody meets itself
+        pairs = num * np.arange(num) + rounds
         # In units of ||g_i||, which spares divisions by tiny squared norms: <h_i, u_j>, and what of u_j is taken out.
-        products, taken = cosine.copy(), np.zeros(num * num)
-        for others in random_orders(num, self.rng).T:
-            pairs = num * np.arange(num) + others
-            overlap = np.minimum(products.take(pairs), 0)
-            overlap[pairs % (num + 1) == 0] = 0  # a task with itself
-            taken[pairs] = overlap
+        products, taken, overlaps = cosine.copy(), np.zeros(num * num), np.empty(rounds.shape)
+        for others, pair, overlap in zip(rounds, pairs, overlaps, strict=True):
+            np.minimum(products.take(pair), 0.0, out=overlap)
             products -= overlap[:, None] * cosine.take(others, 0)
+        taken[pairs] = overlaps
         # A zero gradient is never projected on, so its weight is its own 1.
         lengths[lengths == 0] = 1
         return answer(1 - (lengths @ taken.reshape(num, num)) / lengths, statistic)

@@ -62,7 +62,7 @@ class Nets(nn.Module):
         x = x.expand(len(w0), *x.shape)
         first = torch.baddbmm(b0, x, w0).relu_()
         second = torch.baddbmm(b1, first, w1).relu_()
-        return torch.baddbmm(b2, second, w2), [x, first, second]
+        return _product(second, w2) + b2, [x, first, second]
 
     def propagate(self, saved: list[Tensor], slope: Tensor, parameters: bool = True) -> Tensor:
         """Turn the slopes (N, B, outputs) of a scalar at the outputs into its gradients in the parameters' `.grad`.
@@ -71,17 +71,25 @@ class Nets(nn.Module):
         """
         for layer, (weight, bias) in reversed(list(enumerate(self._layers()))):
             if parameters:
-                weight.grad = torch.bmm(saved[layer].transpose(1, 2), slope)
+                weight.grad = _product(saved[layer].transpose(1, 2), slope)
                 bias.grad = slope.sum(1, keepdim=True)
                 if layer == 0:  # nobody asks for both
                     break
-            slope = torch.bmm(slope, weight.transpose(1, 2))
+            slope = _product(slope, weight.transpose(1, 2))
             if layer > 0:
                 slope *= saved[layer].sign()  # 0 or 1
         return slope
 
     def _layers(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         return [(getattr(self, f"weight{layer}"), getattr(self, f"bias{layer}")) for layer in range(3)]
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """`a` (N, R, S) times `b` (N, S, T). Where S or T is 1, as at a critic's output, `bmm` takes ten times as long as
+    the elementwise way."""
+    if a.shape[2] == 1:
+        return a * b
+    return (a * b.transpose(1, 2)).sum(2, keepdim=True) if b.shape[2] == 1 else torch.bmm(a, b)
 
 
 class Action(NamedTuple):

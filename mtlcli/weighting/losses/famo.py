@@ -45,7 +45,8 @@ class FAMO(LossWeighting):
                 raise OptionError("min_losses", where)
         self.register_buffer("min_losses", torch.tensor([lowest.get(task, 0.0) for task in tasks]), persistent=False)
         self.logits = nn.Parameter(torch.zeros(len(tasks)))
-        self.adam = torch.optim.Adam([self.logits], lr=self.options.lr, weight_decay=self.options.weight_decay)
+        chosen = self.options
+        self.adam = torch.optim.Adam([self.logits], lr=chosen.lr, weight_decay=chosen.weight_decay, fused=True)
         self.keep("adam", self.adam)
         self.before: Tensor | None = None
 

@@ -70,9 +70,9 @@ def conflict_averse_point(gramian: Array, radius: float) -> tuple[Array, float, 
     gradients, g_0 their mean and c = `radius`; the factor c ||g_0|| / ||g_w||; and whether both are exact.
 
     For a given factor l the weights are those of the shortest point in the hull of g_k + g_0 / l, and l ||g_w|| rises
-    with l. While the positive weights stay the same, ||g_w||^2 = A + B / l^2, which gives the l of the next round; a
-    bracket guards it. Where g_w tends to zero the factor has no upper end; it stops, not exact, once g_w is down to
-    1e-4 of its terms and l g_w hardly moves.
+    with l. A guess at l is as a rule right and needs one round to be confirmed. Else, while the positive weights stay
+    the same, ||g_w||^2 = A + B / l^2, which gives the l of the next round; a bracket guards it. Where g_w tends to zero
+    the factor has no upper end; it stops, not exact, once g_w is down to 1e-4 of its terms and l g_w hardly moves.
     """
     num, lengths = len(gramian), np.sqrt(np.maximum(gramian.diagonal(), 0))
     to_mean = gramian.mean(1)
@@ -81,8 +81,8 @@ def conflict_averse_point(gramian: Array, radius: float) -> tuple[Array, float, 
     weights = np.full(num, 1 / num)
     if target == 0 or math.sqrt(mean_square) <= ROUNDING * lengths.max():
         return weights, 0.0, True
-    low, high, factor = 0.0, math.inf, radius
-    free: NDArray[np.bool_] | None = None
+    low, high = 0.0, math.inf
+    factor, free = _guessed_factor(gramian, to_mean, target) or (radius, None)
     for _ in range(60):
         shifted = gramian + (to_mean[:, None] + to_mean) / factor + mean_square / factor**2
         weights, exact = min_norm_point(shifted, free)
@@ -102,6 +102,37 @@ def conflict_averse_point(gramian: Array, radius: float) -> tuple[Array, float, 
         else:
             factor = best if low < best < high else (low + high) / 2
     return weights, factor, False
+
+
+def _guessed_factor(gramian: Array, to_mean: Array, target: float) -> tuple[float, NDArray[np.bool_]] | None:
+    """The factor l of `conflict_averse_point` and which of its weights are positive, or None where pivoting fails.
+
+    In v = l w the conditions of optimality are (G v + `to_mean`)_k = h for the positive v_k, at least h for the others,
+    and v'Gv = `target`^2. On given positive entries v = h p - q with G p = 1 and G q = `to_mean`, which leaves a
+    quadratic equation for h. Each round moves every entry of the wrong sign across, without a guard.
+    """
+    cosine, lengths = cosines(gramian)
+    if not lengths.all():
+        return None
+    cosine.flat[:: len(cosine) + 1] += 1e-12
+    scaled = np.stack([np.ones_like(lengths), to_mean]) / lengths
+    free = np.ones(len(lengths), np.bool_)
+    for _ in range(12):
+        index = np.flatnonzero(free)
+        rows = cosine[index]
+        solved = np.linalg.solve(rows[:, index], scaled[:, index].T)
+        (ones, mixed), (_, means) = (scaled[:, index] @ solved).tolist()
+        if not ones > 0:
+            return None
+        factor = math.sqrt(max(mixed * mixed - ones * (means - target * target), 0))
+        height = (mixed + factor) / ones
+        found = solved @ (height, -1)
+        positive = found @ rows + scaled[1] < height * scaled[0]
+        positive[index] = found > 0
+        if (positive == free).all():
+            return (factor, free) if factor > 0 else None
+        free = positive
+    return None
 
 
 def _shortest_affine(gramian: Array, free: NDArray[np.bool_]) -> float:

@@ -1,0 +1,89 @@
+"""A finished run, read back: its scores, its cost and its recipe as plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtlcli import yamlfile
+from mtlcli.errors import MtlError
+from mtlcli.improvement import Metric
+from mtlcli.runs import Run
+from mtlcli.yamlfile import flatten
+
+_NO_EFFECT = ("train.log_every_steps", "train.checkpoint_every_steps")  # keys that no result depends on
+_KINDS = {"method": str, "seed": int, "dataset": str, "fingerprint": str, "cost": dict}  # what is relied on
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run, read back."""
+
+    path: Path
+    settings: Mapping[str, Any]  # dotted path -> value, of its resolved recipe
+    result: Mapping[str, Any]
+    metrics: Mapping[Metric, Mapping[str, Any]]  # value, unit, higher_is_better
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that it was trained on."""
+        return tuple(self.result["tasks"])
+
+    @property
+    def values(self) -> dict[Metric, float | None]:
+        """The test score by task and metric."""
+        return {metric: about["value"] for metric, about in self.metrics.items()}
+
+    def identity(self) -> str:
+        """What its result follows from but the seed: runs that share it are seeds of one method."""
+        rest = {key: value for key, value in self.settings.items() if key not in ("train.seed", *_NO_EFFECT)}
+        return repr(sorted(rest.items()))
+
+
+def read_run(path: Path) -> Finished:
+    """Read a finished run. Raises MtlError for a folder that is no run, has no result, or a damaged one."""
+    run = Run.open(path)
+    result = run.result()
+    try:
+        metrics = {
+            (task, name): {key: metric[key] for key in ("value", "unit", "higher_is_better")}
+            for task, scores in result["tasks"].items()
+            for name, metric in scores["metrics"].items()
+        }
+        for key, kind in _KINDS.items():
+            if not isinstance(result[key], kind):
+                raise TypeError(f"{key} is {result[key]!r}")
+        for (task, name), metric in metrics.items():
+            if metric["value"] is not None and not math.isfinite(metric["value"]):
+                raise ValueError(f"{task}.{name} is {metric['value']}")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise MtlError(f"{run.result_file}: was not written by mtl, or is damaged ({error!r})") from None
+    # The resolved recipe as plain values: nothing is checked again, and torch is not needed.
+    settings = yamlfile.read(run.recipe_file).values
+    if not isinstance(settings, dict):
+        raise MtlError(f"{run.recipe_file}: was not written by mtl, or is damaged")
+    return Finished(run.path, flatten(settings), result, metrics)
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that do not have the same value everywhere, in the order of the recipe."""
+    keys = dict.fromkeys(key for each in settings for key in each)
+    return [
+        key
+        for key in keys
+        if key not in ("train.seed", *_NO_EFFECT)
+        and any(each.get(key, ...) != settings[0].get(key, ...) for each in settings)
+    ]
+
+
+def protocols(runs: Sequence[Finished]) -> list[Mapping[str, Any]]:
+    """The recipes of `runs` as far as they say how they were trained.
+
+    A single task shares nothing, so that its trunk is no part of that: it counts as the trunk of the others.
+    """
+    joint = max(runs, key=lambda run: len(run.tasks))
+    trunk = {key: value for key, value in joint.settings.items() if key.startswith("model.trunk.")}
+    return [run.settings if len(run.tasks) == len(joint.tasks) else {**run.settings, **trunk} for run in runs]

@@ -1,0 +1,84 @@
+"""Improvement over a baseline, and mean rank: the two numbers that sum all metrics up."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Metric = tuple[str, str]  # task, metric
+Values = Mapping[Metric, float | None]  # of one method with one seed; None where a metric is undefined
+About = Mapping[Metric, Mapping[str, Any]]  # `higher_is_better` by metric
+
+
+def baseline_means(baseline: Sequence[Values], about: About) -> tuple[dict[Metric, float], list[str]]:
+    """The baseline's mean over seeds of every metric, and notes on those left out.
+
+    A mean that is undefined or zero cannot be divided by.
+    """
+    means: dict[Metric, float] = {}
+    notes = []
+    for metric in about:
+        known = [value for values in baseline if (value := values.get(metric)) is not None]
+        mean = statistics.fmean(known) if known else None
+        if mean:
+            means[metric] = mean
+        else:
+            notes.append(
+                f"{'.'.join(metric)} is {'zero' if known else 'undefined'} for the baseline, so it is left out of "
+                "delta_m and delta_p"
+            )
+    return means, notes
+
+
+def delta_m(values: Values, base: Mapping[Metric, float], about: About) -> float | None:
+    """Mean over all metrics of the change for the worse in percent: lower is better (Nash-MTL's convention)."""
+    gains = _gains(values, base, about)
+    return None if gains is None else -statistics.fmean(gains.values())
+
+
+def delta_p(values: Values, base: Mapping[Metric, float], about: About) -> float | None:
+    """Mean over tasks of the mean over the task's metrics of the improvement in percent (LibMTL's convention)."""
+    gains = _gains(values, base, about)
+    if gains is None:
+        return None
+    by_task: dict[str, list[float]] = {}
+    for (task, _), gain in gains.items():
+        by_task.setdefault(task, []).append(gain)
+    return statistics.fmean(statistics.fmean(found) for found in by_task.values())
+
+
+def mean_ranks(by_method: Mapping[str, Sequence[Values]], about: About) -> dict[str, float | None]:
+    """Rank of each method's mean on every metric, 1 is best, ties averaged; then the mean over metrics.
+
+    A metric that no method has a value for is passed over; a method that lacks one which others have gets no mean rank.
+    """
+    ranks: dict[str, list[float]] = {method: [] for method in by_method}
+    lacking = set()
+    for metric, meta in about.items():
+        means = {}
+        for method, seeds in by_method.items():
+            known = [value for values in seeds if (value := values.get(metric)) is not None]
+            if known:
+                means[method] = statistics.fmean(known) * (-1 if meta["higher_is_better"] else 1)
+        lacking |= by_method.keys() - means.keys() if means else set()
+        for method, mean in means.items():
+            better = sum(other < mean for other in means.values())
+            tied = sum(other == mean for other in means.values())
+            ranks[method].append(better + (tied + 1) / 2)
+    return {m: statistics.fmean(found) if found and m not in lacking else None for m, found in ranks.items()}
+
+
+def _gains(values: Values, base: Mapping[Metric, float], about: About) -> dict[Metric, float] | None:
+    """Improvement over the baseline in percent, positive is better; None where a metric has no value, because a mean
+    over the others would not compare.
+
+    The size of the baseline is the unit, whatever its sign: from an R2 of -0.5, an R2 of -0.25 is 50 % better.
+    """
+    gains = {}
+    for metric, mean in base.items():
+        value = values.get(metric)
+        if value is None:
+            return None
+        gains[metric] = (1 if about[metric]["higher_is_better"] else -1) * (value - mean) / abs(mean) * 100
+    return gains or None

@@ -1,0 +1,164 @@
+"""What a few seeds can tell: spread, confidence interval, paired tests against one method, Holm's correction.
+
+The quantiles are scipy's; its `special` functions alone, because importing `scipy.stats` takes longer than a whole
+comparison does otherwise. The tests hold everything here against `scipy.stats`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+CONFIDENCE = 0.95  # of intervals; a difference counts as found where its corrected p is below 1 - CONFIDENCE
+ALPHA = 0.05
+LEAST_FOR_WILCOXON = 6  # seeds: 2 / 2^6 = 0.03; with fewer, no outcome of the signed-rank test is below 0.05
+WILCOXON, PAIRED_T = "wilcoxon", "paired t"
+BETTER, WORSE, WITHIN_SPREAD = "better", "worse", "within spread"
+
+_ROUNDING = 1e-12  # relative: differences below it come from the arithmetic, not from the runs
+
+# What a report says of the test itself.
+TEST = {
+    "confidence": CONFIDENCE,
+    "alpha": ALPHA,
+    "sides": 2,
+    "correction": "holm",
+    "family": "methods, per metric",
+    "wilcoxon_from_seeds": LEAST_FOR_WILCOXON,
+}
+
+
+class Paired(NamedTuple):
+    """A paired test over the seeds that two methods share."""
+
+    p: float  # two-sided, not corrected
+    test: str  # WILCOXON or PAIRED_T
+    difference: float  # mean of ours - theirs
+    spread: float  # the larger of the two standard deviations over the shared seeds
+    seeds: int  # how many are shared
+
+
+def summary(values: Mapping[int, float | None]) -> dict[str, Any]:
+    """Mean, standard deviation (n - 1) and interval of the mean over seeds; seeds without a value are left out.
+
+    Returns:
+        `mean` (None without a value), `std` and `interval` (None with fewer than two), `n`, `values` by seed as text.
+    """
+    known = {seed: value for seed, value in sorted(values.items()) if value is not None}
+    mean = statistics.fmean(known.values()) if known else None
+    std = statistics.stdev(known.values()) if len(known) > 1 else None
+    return {
+        "mean": mean,
+        "std": std,
+        "n": len(known),
+        "interval": None if mean is None or std is None else interval(mean, std, len(known)),
+        "values": {str(seed): value for seed, value in known.items()},
+    }
+
+
+def interval(mean: float, std: float, n: int) -> list[float]:
+    """Student's t interval of a mean of `n` >= 2 values, as [low, high]."""
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * std / math.sqrt(n)
+    return [mean - half, mean + half]
+
+
+def judge(by_method: Mapping[str, dict[str, Any]], reference: str | None, higher_is_better: bool) -> None:
+    """Test every method against the reference on one metric, and write the verdict into its summary.
+
+    Args:
+        by_method: what `summary` returned, by method; changed in place: `p` (after Holm's correction over these
+            methods), `test` and `versus`: `better` or `worse` where p < 0.05, else `within spread` where the
+            difference is no larger than the larger of both standard deviations, else None. All three are None for
+            the reference itself, and where fewer than two seeds are shared.
+        reference: a key of `by_method`, or None to test nothing.
+        higher_is_better: of the metric.
+    """
+    found: dict[str, Paired] = {}
+    for method, own in by_method.items():
+        own |= {"p": None, "test": None, "versus": None}
+        if reference is not None and method != reference:
+            paired = compare(own["values"], by_method[reference]["values"])
+            if paired is not None:
+                found[method] = paired
+    for (method, paired), p in zip(found.items(), holm([each.p for each in found.values()]), strict=True):
+        versus = None
+        if p < ALPHA:
+            versus = BETTER if (paired.difference > 0) == higher_is_better else WORSE
+        elif abs(paired.difference) <= paired.spread:
+            versus = WITHIN_SPREAD
+        by_method[method] |= {"p": p, "test": paired.test, "versus": versus}
+
+
+def compare(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Paired | None:
+    """The paired test of two methods, values by seed; None where they share fewer than two seeds.
+
+    Wilcoxon's signed-rank test where at least six seeds differ, because it asks nothing of the distribution; with
+    fewer it could not reach 0.05 whatever the values, so the paired t test, which trusts the differences to be normal.
+    Where all differences are the same the t statistic has no spread to divide by. p = 0 from, say, two seeds of a
+    rounded metric would be absurd: Wilcoxon's exact p, 2 / 2^n, is the honest one, and 1 where nothing differs at all.
+    """
+    shared = [seed for seed in ours if seed in theirs]
+    if len(shared) < 2:
+        return None
+    a, b = [ours[seed] for seed in shared], [theirs[seed] for seed in shared]
+    noise = _ROUNDING * max(abs(value) for value in (*a, *b))
+    differences = [x - y if abs(x - y) > noise else 0.0 for x, y in zip(a, b, strict=True)]
+    alike = max(differences) - min(differences) <= noise
+    if alike:
+        differences = [differences[0]] * len(shared)
+    if alike or sum(d != 0 for d in differences) >= LEAST_FOR_WILCOXON:
+        p, test = wilcoxon(differences), WILCOXON
+    else:
+        p, test = paired_t(differences), PAIRED_T
+    spread = max(statistics.stdev(a), statistics.stdev(b))
+    return Paired(p, test, statistics.fmean(differences), spread, len(shared))
+
+
+def wilcoxon(differences: Sequence[float]) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test: exact, also with ties (mid-ranks); zeros are left out.
+
+    The sum of the ranks of positive differences is held against its distribution over all 2^n choices of signs.
+    """
+    sizes = sorted(abs(d) for d in differences if d)
+    # Twice the mid-rank, a whole number: first and last position (from 1) of a size among all.
+    doubled = {size: 2 * sizes.index(size) + 1 + sizes.count(size) for size in sizes}
+    ways = Counter({0: 1})  # sum of doubled ranks -> choices of signs that give it
+    for size in sizes:
+        more: Counter[int] = Counter()
+        for total, count in ways.items():
+            more[total] += count
+            more[total + doubled[size]] += count
+        ways = more
+    centre = sum(doubled[size] for size in sizes) / 2
+    distance = abs(sum(doubled[d] for d in differences if d > 0) - centre)
+    extreme = sum(count for total, count in ways.items() if abs(total - centre) >= distance)
+    return extreme / (1 << len(sizes))
+
+
+def paired_t(differences: Sequence[float]) -> float:
+    """Two-sided p of the t test that the mean of `differences` (n >= 2, not all the same) is zero."""
+    from scipy.special import stdtr
+
+    n = len(differences)
+    t = statistics.fmean(differences) / (statistics.stdev(differences) / math.sqrt(n))
+    return float(2 * stdtr(n - 1, -abs(t)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction, in the order given: the smallest p times m, the next times m - 1, ...; at most 1."""
+    corrected = [0.0] * len(p_values)
+    least = 0.0
+    for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - position) * p_values[index]))
+        corrected[index] = least
+    return corrected
+
+
+def seeds_needed(methods: int) -> int:
+    """The fewest seeds with which Wilcoxon's test of `methods` methods can be below 0.05 after the correction."""
+    return max(LEAST_FOR_WILCOXON, math.floor(math.log2(2 * methods / ALPHA)) + 1)

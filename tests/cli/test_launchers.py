@@ -1,0 +1,104 @@
+"""Runs of a comparison on Ray and through Slurm's submitit, against real ones on this machine."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from harness import Mtl
+
+from mtlcli import recipe as recipes
+from mtlcli import sweep
+from mtlcli.errors import MtlError
+from mtlcli.registry import launchers
+from mtlcli.runs import Run
+
+OTHERS = [("ray", ["cpus=0.5"]), ("slurm", ["cluster=local", "cpus=1"])]
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray and submitit, which leave processes to end by themselves
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """What they warn of when objects are collected is said within the test."""
+    yield
+    gc.collect()
+
+
+def planned(methods: str, *overrides: str) -> list[sweep.Planned]:
+    recipe = recipes.load(Path("toy.yaml"), overrides)
+    return sweep.plan(recipe, sweep.rivals(recipe, sweep.parse_methods(methods, recipe)), [0], False)
+
+
+def run(
+    name: str, settings: list[str], runs: Sequence[sweep.Planned], stopped: Callable[[], bool] = lambda: False
+) -> tuple[list[sweep.Progress], list[int]]:
+    """How the runs ended, and which numbers of steps the first one was seen to have."""
+    seen: list[int] = []
+    launcher = sweep.choose_launcher(name, settings, 2)
+    progress = sweep.run_all(runs, launcher, Path.cwd(), stopped, lambda p: seen.append(p[0].steps))
+    return progress, seen
+
+
+@pytest.mark.parametrize(("name", "settings"), OTHERS)
+def test_runs_elsewhere_end_like_runs_here(name: str, settings: list[str]) -> None:
+    """One that is fine and one that breaks; what is finished is not trained again."""
+    pytest.importorskip(launchers.get(name).package or "")
+    good, _ = runs = planned("ew,breaks", "train.epochs=1")
+    progress, seen = run(name, settings, runs)
+    assert [(p.status, p.error) for p in progress] == [
+        ("finished", None),
+        ("failed", "RuntimeError: broken on purpose"),
+    ]
+    assert seen[-1] == 3
+    there = Run(good.path).result()["tasks"]
+    assert [p.status for p in run(name, settings, [good])[0]] == ["finished"]
+    assert len([e for e in Run(good.path).events() if e["event"] == "Started"]) == 1
+    good.path.rename("there")
+    assert [p.status for p in run("local", [], [good])[0]] == ["finished"]
+    assert Run(good.path).result()["tasks"] == there
+
+
+@pytest.mark.parametrize(("name", "settings"), OTHERS)
+def test_runs_elsewhere_are_stopped_and_gone_on_with(
+    name: str, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(launchers.get(name).package or "")
+    monkeypatch.setenv("SLOW_STEP", "0.3")  # workers take over this process's environment
+    (slow,) = runs = planned("slow", "train.epochs=8")
+
+    def training() -> bool:
+        return slow.path.exists() and any(e["event"] == "StepDone" for e in Run(slow.path).events())
+
+    progress, _ = run(name, settings, runs, training)
+    assert [p.status for p in progress] == ["interrupted"]
+    assert Run(slow.path).info()["status"] == "interrupted"
+    monkeypatch.setenv("SLOW_STEP", "0")
+    progress, _ = run("local", [], runs)
+    assert [p.status for p in progress] == ["finished"]
+    assert [e["resumed"] for e in Run(slow.path).events() if e["event"] == "Started"] == [False, True]
+
+
+def test_mistakes_are_told_before_anything_is_made(mtl: Mtl, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(Path().rglob("*"))
+    for arguments, words in [
+        (["--launcher", "rya"], "no launcher 'rya'; did you mean 'ray'?"),
+        (["--launcher", "slurm", "--launcher-set", "partition"], "--launcher-set partition: should be KEY=VALUE"),
+        (["--launcher", "slurm", "--launcher-set", "gpu=1"], "--launcher slurm: option gpu: unknown key; did you mean"),
+        (["--address", "auto"], "--launcher local: option address: unknown key"),
+    ]:
+        done = mtl("compare", "toy.yaml", *arguments)
+        assert done.code == 2
+        assert words in done.err
+    assert sorted(Path().rglob("*")) == before
+    monkeypatch.setattr("mtlcli.sweep.find_spec", lambda name: None)
+    with pytest.raises(MtlError, match=r"needs the package ray, .* pip install 'mtlcli\[ray\]'"):
+        sweep.choose_launcher("ray", [], 1)
+
+
+def test_a_cluster_that_is_not_there() -> None:
+    pytest.importorskip("ray")
+    launcher = sweep.choose_launcher("ray", ["address=127.0.0.1:1"], 1)
+    with pytest.raises(MtlError, match=r"--launcher ray: cannot reach Ray at 127\.0\.0\.1:1: "):
+        sweep.run_all(planned("ew"), launcher, Path.cwd(), lambda: False, lambda progress: None)
