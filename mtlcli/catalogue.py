@@ -16,6 +16,8 @@ KINDS: Mapping[str, registry.Registry[Any]] = {
     "trunks": registry.trunks,
     "losses": registry.loss_weightings,
     "gradients": registry.gradient_weightings,
+    "loggers": registry.loggers,
+    "launchers": registry.launchers,
 }
 ALL_KINDS = (*KINDS, "metrics")
 RUNS = "runs"  # what `mtl list` reads from a folder instead

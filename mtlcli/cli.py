@@ -278,7 +278,9 @@ def _sweep(
 def list_(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="[datasets|encoders|trunks|losses|gradients|metrics|runs]", help="Of one kind."),
+        typer.Argument(
+            metavar="[datasets|encoders|trunks|losses|gradients|loggers|launchers|metrics|runs]", help="Of one kind."
+        ),
     ] = None,
     name: Annotated[
         str | None,

@@ -43,6 +43,11 @@ class Finished:
         return repr(sorted(rest.items()))
 
 
+def read_runs(paths: Sequence[Path]) -> list[Finished]:
+    """Read finished runs; raises as `read_run` does for the first that cannot be read."""
+    return [read_run(path) for path in paths]
+
+
 def read_run(path: Path) -> Finished:
     """Read a finished run. Raises MtlError for a folder that is no run, has no result, or a damaged one."""
     run = Run.open(path)

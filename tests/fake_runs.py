@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mtlcli import yamlfile
-from mtlcli.finished import Finished, read_run
 
 UP = {"auroc", "r2"}  # higher is better
 COST = {"seconds": 10.0, "step_ms_median": 2.0, "peak_mib": 100.0, "backward_passes_per_step": 1}
@@ -49,8 +47,3 @@ def fake(path: Path, method: str, seed: int, values: dict[str, dict[str, float |
     (path / "run.json").write_text(json.dumps({"status": "finished"}))
     (path / "result.json").write_text(json.dumps(result))
     return path
-
-
-def read_runs(paths: Sequence[Path]) -> list[Finished]:
-    """All of them, read back."""
-    return [read_run(path) for path in paths]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_runs import COST, fake, read_runs
+from fake_runs import COST, fake
 
 from mtlcli.compare import report
 from mtlcli.errors import MtlError

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_runs import fake, read_runs
+from fake_runs import fake
 from rich.console import Console
 
 from mtlcli import exports, render, tabular
 from mtlcli.compare import report
 from mtlcli.errors import MtlError
+from mtlcli.finished import read_runs
 
 NASTY = "weeks_%&#{}~^|\\<worked>"
 

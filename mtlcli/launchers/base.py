@@ -45,7 +45,7 @@ class Job(ABC):
 
 
 class Launcher(ABC):
-    """Starts jobs. Register with `@launchers.register("name")`.
+    """Starts jobs. Register with `@mtlcli.registry.launchers.register("name")`.
 
     Args:
         options: checked options.

@@ -116,6 +116,6 @@ class RayJob(Job):
 def _work(work: Work, folder: str) -> dict[str, Any]:
     """In Ray's worker."""
     os.chdir(folder)
-    from mtlcli.launchers.worker import perform
+    from mtlcli.sweep_worker import perform
 
     return perform(work, "auto")

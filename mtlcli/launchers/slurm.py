@@ -103,7 +103,7 @@ class Task:
         import os
 
         os.chdir(folder)
-        from mtlcli.launchers.worker import perform
+        from mtlcli.sweep_worker import perform
 
         return perform(work, "auto")
 

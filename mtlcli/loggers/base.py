@@ -11,7 +11,7 @@ from mtlcli.runs import Run
 
 
 class Logger(ABC):
-    """Sends a run's numbers somewhere. Register with `@loggers.register("name")`.
+    """Sends a run's numbers somewhere. Register with `@mtlcli.registry.loggers.register("name")`.
 
     Its package is imported when the run begins, in `__init__`, so that recipes without it never pay for it. Whatever an
     instance raises while the run goes on ends the logging, not the run.

@@ -147,7 +147,8 @@ def test_comparing_runs_with_several_seeds_needs_no_torch(runs: list[str]) -> No
     assert done.returncode == 0, done.stderr
 
 
-def test_the_list_of_runs(mtl: Mtl, runs: list[str]) -> None:
+def test_the_list_of_runs(mtl: Mtl, runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     Path(runs[1], "result.json").write_text("")
     listed = json.loads(mtl("list", "runs", "--json").out)
     assert listed["folder"] == "runs"

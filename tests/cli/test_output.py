@@ -213,7 +213,7 @@ def test_the_list_is_complete(mtl: Mtl) -> None:
     [
         (["loss"], "mtl list: no kind 'loss'; did you mean 'losses'?; there are: datasets, encoders"),
         (["igb_v1"], "mtl list: no kind 'igb_v1'; did you mean: mtl list losses igb_v1"),
-        (["nonsense"], "there are: datasets, encoders, trunks, losses, gradients, metrics"),
+        (["nonsense"], "there are: datasets, encoders, trunks, losses, gradients, loggers, launchers, metrics"),
         (["encoder", "mlp"], "did you mean 'encoders'?"),
         (["losses", "igbv1"], "no loss weighting 'igbv1'; did you mean 'igb_v1'?"),
         (["gradients", "pcgard"], "no gradient weighting 'pcgard'; did you mean 'pcgrad'?"),
