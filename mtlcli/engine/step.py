@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlcli.engine.ranks import Ranks
-from mtlcli.engine.rows import How, Rows
+from mtlcli.engine.rows import How, Rows, inner_products
 from mtlcli.errors import MtlError
 from mtlcli.weighting.base import Anchor, GradientWeighting, LossWeighting, StepView, objections
 
@@ -118,8 +118,11 @@ class Step:
         scaled = self.loss_weighting(view)
         if self._calls == 0:
             self._check(scaled, losses)
-        trunk, factor, weighted = self._pull(scaled, view)
         raw_heads = self.loss_weighting.heads == "unweighted"
+        if self.gradient_weighting.reads == "nothing" and not raw_heads and view.samples is None:
+            self._calls += 1
+            return Report(losses.detach(), self._descend(scaled, losses), 1)
+        trunk, factor, weighted = self._pull(scaled, view)
         heads = Weighted(view.roots, [torch.ones_like(root) for root in view.roots]) if raw_heads else trunk
         weights: Tensor | None = None
         passes = 1
@@ -154,7 +157,7 @@ class Step:
         ones = [torch.ones_like(root) for root in view.roots]
         jacobian = self.rows.take(self.shared, view.roots, ones, none, keep_graph=True).jacobian
         self.ranks.mean_([jacobian])
-        return jacobian @ jacobian.T
+        return inner_products(jacobian, jacobian)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on exactly, besides both weightings."""
@@ -246,6 +249,15 @@ class Step:
         self._write(own, gradients)
         return Weighted(roots, pull), factor, weighted
 
+    def _descend(self, scaled: Tensor, losses: Tensor) -> Tensor:
+        """One backward pass of everything, where nothing acts on single tasks. Returns d(sum of scaled) / d(losses)."""
+        losses.retain_grad()
+        torch.autograd.backward([scaled.sum()])
+        private = (p for parameters in self.private for p in parameters)
+        everything = (*self.loss_weighting.learnable(), *self.shared, *private)
+        self.ranks.mean_([p.grad for p in everything if p.grad is not None])
+        return torch.zeros_like(losses) if losses.grad is None else losses.grad
+
     def _extra_jacobians(self, view: Roots, factor: Tensor) -> Sequence[Tensor]:
         """Jacobians (K, P) of further batches, of losses times the weights that the step's own batch led to."""
         anchor = self.last_shared if self.wrt == "last_shared" else self.shared
@@ -329,11 +341,11 @@ class Step:
         if method.reads == "jacobian":
             found: Tensor = method(rows, weighted).detach()
         else:
-            gramian = rows @ columns.T
+            gramian = inner_products(rows, columns)
             if self.wrt == "representation":  # every rank holds its own part of the batch, as `world` times its share
                 self.ranks.mean_([gramian])
                 gramian /= self.ranks.world
-            found = method(gramian.double().cpu(), weighted.double().cpu()).detach()
+            found = method(gramian.cpu(), weighted.double().cpu()).detach()
         if self.smooth and self._reused is not None:
             found = self.smooth * self._reused[group].to(found) + (1 - self.smooth) * found
         return found
