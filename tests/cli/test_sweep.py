@@ -23,7 +23,8 @@ FAST = ["--set", "train.epochs=1", "--set", "data.rows=48"]
 
 
 def runs_in(folder: str) -> dict[str, Run]:
-    return {str(p.parent.relative_to(folder)): Run(p.parent) for p in Path(folder).rglob("run.json")}
+    found = [p.parent for p in Path(folder).rglob("run.json") if not p.parent.name.startswith(".")]  # not yet in place
+    return {str(path.relative_to(folder)): Run(path) for path in found}
 
 
 def trained(folder: str) -> dict[Path, int]:
@@ -264,7 +265,7 @@ def test_two_sweeps_on_one_folder_train_each_run_once() -> None:
 def test_a_stopped_sweep_is_completed_by_the_same_command(
     mtl: Mtl, background: Callable[..., Background], number: int
 ) -> None:
-    process = background(*SLOW, "--jobs", "2", "--out", "sweep", SLOW_STEP="0.15")
+    process = background(*SLOW, "--jobs", "2", "--out", "sweep", SLOW_STEP="0.4")
 
     def training() -> list[int]:
         """Processes that are past their first step: none is still on its way to a run of its own."""
