@@ -158,8 +158,9 @@ def compare(
 ) -> None:
     """Train methods and seeds side by side, or compare finished runs."""
     with _output(as_json) as (target, emit):
-        from mtlcli import discovery, render
-        from mtlcli.compare import report
+        from mtlcli import render
+        from mtlcli.comparison import discovery
+        from mtlcli.comparison.report import report
 
         theirs = _published(published)
         folders = [path for path in targets if path.is_dir()]
@@ -194,11 +195,11 @@ def compare(
         values["notes"] = [*chosen.notes, *values["notes"]]
         if theirs is not None:
             from mtlcli import published as tables
-            from mtlcli.finished import protocols
+            from mtlcli.comparison.finished import protocols
 
             values["published"] = tables.compare(theirs, values, protocols(chosen.runs))
         if out is not None:
-            from mtlcli import exports
+            from mtlcli.comparison import exports
 
             beside = exports.write(values, [run.path for run in chosen.runs], out)
         target.print(render.report(values, target.width))
@@ -223,7 +224,7 @@ def _published(name: str | None) -> Published | None:
 def _fits(reference: str | None, theirs: Published | None, recipes: Sequence[Recipe]) -> None:
     """Refuse before anything is trained what the report would refuse: a reference or a protocol that does not fit."""
     from mtlcli import published
-    from mtlcli.compare import SINGLE_TASK, choose_reference
+    from mtlcli.comparison.report import SINGLE_TASK, choose_reference
 
     if reference is not None:
         choose_reference(reference, [SINGLE_TASK, *(recipe.method for recipe in recipes)])
@@ -249,19 +250,19 @@ def _sweep(
     from mtlcli import render
 
     loaded = [recipes.load(file, overrides) for file in files]
-    from mtlcli import sweep
-    from mtlcli.compare import SINGLE_TASK
+    from mtlcli.comparison.report import SINGLE_TASK
     from mtlcli.engine.train import Stop
+    from mtlcli.sweep import execute, plan
 
     name = _name(files[0])[0] if len(files) == 1 else files[0].resolve().parent.name
-    launcher = sweep.choose_launcher(*where)
-    fits(loaded if len(loaded) > 1 else sweep.rivals(loaded[0], sweep.parse_methods(methods, loaded[0])))
-    folder, planned, chosen = sweep.lay_out(loaded, name, methods, seeds, baseline, out)
+    launcher = execute.choose_launcher(*where)
+    fits(loaded if len(loaded) > 1 else plan.rivals(loaded[0], plan.parse_methods(methods, loaded[0])))
+    folder, planned, chosen = plan.lay_out(loaded, name, methods, seeds, baseline, out)
     target.print(f"{len(planned)} runs in {folder}", soft_wrap=True)
     stop = Stop()
     view = render.SweepView(target)
     with stop.listening(), view.running():
-        progress = sweep.run_all(planned, launcher, folder, stop.requested, view.show)
+        progress = execute.run_all(planned, launcher, folder, stop.requested, view.show)
     unfinished = [p for p in progress if p.status != "finished"]
     if stop.signal is not None and unfinished:
         render.error(f"stopped; {len(unfinished)} runs are not finished. The same command goes on with them.")
@@ -293,7 +294,7 @@ def list_(
         from mtlcli import catalogue, render
 
         if kind == catalogue.RUNS:
-            from mtlcli import discovery
+            from mtlcli.comparison import discovery
 
             values: dict[str, Any] = discovery.listing(Path(name) if name is not None else discovery.RUNS)
             target.print(render.runs(values, target.width))

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from mtlcli.data.base import Dataset
     from mtlcli.engine.optimizers import Optimizer
     from mtlcli.engine.schedules import Schedule
-    from mtlcli.launchers.base import Launcher
     from mtlcli.loggers.base import Logger
     from mtlcli.models.base import Encoder, Trunk
+    from mtlcli.sweep.launchers.base import Launcher
     from mtlcli.weighting.base import GradientWeighting, LossWeighting
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ gradient_weightings: WeightingRegistry[GradientWeighting] = WeightingRegistry(
 optimizers: Registry[Optimizer] = Registry("optimizer", "mtlcli.engine.optimizers")
 schedules: Registry[Schedule] = Registry("schedule", "mtlcli.engine.schedules")
 loggers: Registry[Logger] = Registry("logger", "mtlcli.loggers")
-launchers: Registry[Launcher] = Registry("launcher", "mtlcli.launchers")
+launchers: Registry[Launcher] = Registry("launcher", "mtlcli.sweep.launchers")
 
 
 def import_plugin(name: str) -> None:

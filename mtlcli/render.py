@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from mtlcli import tabular
+from mtlcli.comparison import tabular
 
 Target = Console
 BATCH_WIDTH = 160  # where there is no terminal, tables must not be cut at 80 columns
@@ -257,7 +257,7 @@ class SweepView:
             yield self
 
     def show(self, progress: Sequence[Any]) -> None:
-        """Take in the state of every run (`sweep.Progress`)."""
+        """Take in the state of every run (`Progress`)."""
         for item in progress:
             key = str(item.planned.path)
             if item.status in ("finished", "failed") and self._said.get(key) != item.status:

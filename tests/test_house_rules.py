@@ -37,7 +37,7 @@ SECTIONS = (
     recipe.PluginsAndMetrics,
     HeadOptions,
 )
-AUTOGRAD_FILES = {"engine/step.py", "engine/rows.py", "engine/view.py", "engine/balancer.py"}  # the step, its two views
+AUTOGRAD_FILES = {"engine/step.py", "engine/rows.py", "engine/view.py", "engine/closures.py"}  # the step, its two views
 
 
 def shipped_classes() -> list[Any]:

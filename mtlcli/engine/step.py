@@ -253,9 +253,10 @@ class Step:
         """One backward pass of everything, where nothing acts on single tasks. Returns d(sum of scaled) / d(losses)."""
         losses.retain_grad()
         torch.autograd.backward([scaled.sum()])
-        private = (p for parameters in self.private for p in parameters)
-        everything = (*self.loss_weighting.learnable(), *self.shared, *private)
-        self.ranks.mean_([p.grad for p in everything if p.grad is not None])
+        if self.ranks.world > 1:
+            private = (p for parameters in self.private for p in parameters)
+            everything = (*self.loss_weighting.learnable(), *self.shared, *private)
+            self.ranks.mean_([p.grad for p in everything if p.grad is not None])
         return torch.zeros_like(losses) if losses.grad is None else losses.grad
 
     def _extra_jacobians(self, view: Roots, factor: Tensor) -> Sequence[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtlcli.compare import SINGLE_TASK
+from mtlcli.comparison.report import SINGLE_TASK
 from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.published.table import Metric, Protocol, Published, Row, Scores, names
 from mtlcli.recipe import method_name

@@ -46,7 +46,7 @@ class Background:
 
     def __init__(self, log: Path, *arguments: object, **environment: str) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["mtlcli.sweep_worker", "mtlcli.render"])
+        context.set_forkserver_preload(["mtlcli.sweep.worker", "mtlcli.render"])
         words = [str(argument) for argument in arguments]
         self.log = log
         self.process: Any = context.Process(target=_child, args=(words, str(Path.cwd()), str(log), environment))

@@ -10,10 +10,10 @@ import pytest
 from harness import Mtl
 
 from mtlcli import recipe as recipes
-from mtlcli import sweep
 from mtlcli.errors import MtlError
 from mtlcli.registry import launchers
 from mtlcli.runs import Run
+from mtlcli.sweep import execute, plan
 
 OTHERS = [("ray", ["cpus=0.5"]), ("slurm", ["cluster=local", "cpus=1"])]
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray and submitit, which leave processes to end by themselves
@@ -26,18 +26,18 @@ def _collected() -> Iterator[None]:
     gc.collect()
 
 
-def planned(methods: str, *overrides: str) -> list[sweep.Planned]:
+def planned(methods: str, *overrides: str) -> list[plan.Planned]:
     recipe = recipes.load(Path("toy.yaml"), overrides)
-    return sweep.plan(recipe, sweep.rivals(recipe, sweep.parse_methods(methods, recipe)), [0], False)
+    return plan.plan(recipe, plan.rivals(recipe, plan.parse_methods(methods, recipe)), [0], False)
 
 
 def run(
-    name: str, settings: list[str], runs: Sequence[sweep.Planned], stopped: Callable[[], bool] = lambda: False
-) -> tuple[list[sweep.Progress], list[int]]:
+    name: str, settings: list[str], runs: Sequence[plan.Planned], stopped: Callable[[], bool] = lambda: False
+) -> tuple[list[execute.Progress], list[int]]:
     """How the runs ended, and which numbers of steps the first one was seen to have."""
     seen: list[int] = []
-    launcher = sweep.choose_launcher(name, settings, 2)
-    progress = sweep.run_all(runs, launcher, Path.cwd(), stopped, lambda p: seen.append(p[0].steps))
+    launcher = execute.choose_launcher(name, settings, 2)
+    progress = execute.run_all(runs, launcher, Path.cwd(), stopped, lambda p: seen.append(p[0].steps))
     return progress, seen
 
 
@@ -92,13 +92,13 @@ def test_mistakes_are_told_before_anything_is_made(mtl: Mtl, monkeypatch: pytest
         assert done.code == 2
         assert words in done.err
     assert sorted(Path().rglob("*")) == before
-    monkeypatch.setattr("mtlcli.sweep.find_spec", lambda name: None)
+    monkeypatch.setattr("mtlcli.sweep.execute.find_spec", lambda name: None)
     with pytest.raises(MtlError, match=r"needs the package ray, .* pip install 'mtlcli\[ray\]'"):
-        sweep.choose_launcher("ray", [], 1)
+        execute.choose_launcher("ray", [], 1)
 
 
 def test_a_cluster_that_is_not_there() -> None:
     pytest.importorskip("ray")
-    launcher = sweep.choose_launcher("ray", ["address=127.0.0.1:1"], 1)
+    launcher = execute.choose_launcher("ray", ["address=127.0.0.1:1"], 1)
     with pytest.raises(MtlError, match=r"--launcher ray: cannot reach Ray at 127\.0\.0\.1:1: "):
-        sweep.run_all(planned("ew"), launcher, Path.cwd(), lambda: False, lambda progress: None)
+        execute.run_all(planned("ew"), launcher, Path.cwd(), lambda: False, lambda progress: None)

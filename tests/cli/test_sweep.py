@@ -15,8 +15,8 @@ import pytest
 from harness import Background, Mtl
 
 from mtlcli import recipe as recipes
-from mtlcli import sweep
 from mtlcli.runs import Run
+from mtlcli.sweep import execute, plan
 
 SLOW = ["compare", "toy.yaml", "--methods", "slow,slow+pcgrad", "--seeds", "0,1", "--set", "train.epochs=4"]
 FAST = ["--set", "train.epochs=1", "--set", "data.rows=48"]
@@ -140,8 +140,8 @@ def test_options_of_the_recipe_are_kept_and_told_apart(mtl: Mtl) -> None:
     recipe = recipes.load(
         Path("toy.yaml"), ["weighting={loss: {name: dwa, temperature: 3}, gradient: {name: mgda, every: 2}}"]
     )
-    rivals = sweep.rivals(recipe, sweep.parse_methods("dwa+mgda,dwa,+graddrop", recipe))
-    base = {p.label: p for p in sweep.plan(recipe, rivals, [0], True)}
+    rivals = plan.rivals(recipe, plan.parse_methods("dwa+mgda,dwa,+graddrop", recipe))
+    base = {p.label: p for p in plan.plan(recipe, rivals, [0], True)}
     assert base["dwa+mgda"].recipe.loss.options.temperature == 3
     assert base["dwa"].recipe.loss.options.temperature == 3
     assert base["dwa+mgda"].recipe.gradient_engine.every == 2
@@ -242,13 +242,13 @@ def test_a_finished_run_of_another_recipe_is_not_taken_for_ours(mtl: Mtl) -> Non
 def test_two_sweeps_on_one_folder_train_each_run_once() -> None:
     """Both start at once; what one trains, the other waits for."""
     recipe = recipes.load(Path("toy.yaml"), ["train.epochs=1"])
-    methods = sweep.parse_methods("ew,uw,dwa", recipe)
-    planned = sweep.plan(recipe, sweep.rivals(recipe, methods), [0, 1], False)
-    ended: list[list[sweep.Progress]] = []
+    methods = plan.parse_methods("ew,uw,dwa", recipe)
+    planned = plan.plan(recipe, plan.rivals(recipe, methods), [0, 1], False)
+    ended: list[list[execute.Progress]] = []
 
     def go() -> None:
-        local = sweep.choose_launcher("local", [], 2)
-        ended.append(sweep.run_all(planned, local, Path(), lambda: False, lambda progress: None))
+        local = execute.choose_launcher("local", [], 2)
+        ended.append(execute.run_all(planned, local, Path(), lambda: False, lambda progress: None))
 
     threads = [threading.Thread(target=go) for _ in range(2)]
     for thread in threads:

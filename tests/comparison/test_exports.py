@@ -15,10 +15,11 @@ import pytest
 from fake_runs import fake
 from rich.console import Console
 
-from mtlcli import exports, render, tabular
-from mtlcli.compare import report
+from mtlcli import render
+from mtlcli.comparison import exports, tabular
+from mtlcli.comparison.finished import read_runs
+from mtlcli.comparison.report import report
 from mtlcli.errors import MtlError
-from mtlcli.finished import read_runs
 
 NASTY = "weeks_%&#{}~^|\\<worked>"
 

@@ -15,9 +15,9 @@ import torchmetrics  # noqa: F401 - likewise
 from mtlcli.engine.events import EpochDone, Event, Started, StepDone
 from mtlcli.engine.train import train
 from mtlcli.errors import MtlError, Stopped
-from mtlcli.launchers.base import Work
 from mtlcli.recipe import from_values
 from mtlcli.runs import Run
+from mtlcli.sweep.launchers.base import Work
 
 
 def perform(work: Work, device: str, tell: Callable[..., None] = lambda **message: None) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mtlcli import significance
-from mtlcli.significance import compare, holm, judge, paired_t, seeds_needed, summary, wilcoxon
+from mtlcli.comparison import significance
+from mtlcli.comparison.significance import compare, holm, judge, paired_t, seeds_needed, summary, wilcoxon
 
 
 def seeds(*values: float | None) -> dict[int, float | None]:
@@ -170,5 +170,6 @@ def test_seeds_needed() -> None:
 
 
 def test_the_module_is_quick() -> None:
-    script = "import sys\nfrom mtlcli.significance import *\nassert not {'numpy', 'scipy'} & set(sys.modules)"
+    script = """import sys, mtlcli.comparison.significance
+assert not {'numpy', 'scipy'} & set(sys.modules)"""
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from fake_runs import COST, fake
 
-from mtlcli.compare import report
+from mtlcli.comparison.finished import read_runs
+from mtlcli.comparison.report import report
 from mtlcli.errors import MtlError
-from mtlcli.finished import read_runs
 
 
 def table(tmp_path: Path, methods: dict[str, list[dict[str, dict[str, float | None]]]], **about: Any) -> dict[str, Any]:
@@ -410,7 +410,7 @@ def test_comparing_forty_runs_needs_no_torch(tmp_path: Path) -> None:
     paths = [str(fake(tmp_path / f"{n}", "ew", n, SINGLE)) for n in range(40)]
     script = (
         "import sys\nfrom pathlib import Path\n"
-        "from mtlcli.compare import report\nfrom mtlcli.finished import read_run\n"
+        "from mtlcli.comparison.report import report\nfrom mtlcli.comparison.finished import read_run\n"
         "assert report([read_run(Path(p)) for p in sys.argv[1:]], 'ew')['rows'][0]['tasks']['a']['auroc']['n'] == 40\n"
         "assert not {'torch', 'polars', 'rich', 'matplotlib', 'scipy.stats'} & set(sys.modules), 'slow'"
     )

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from mtlcli.comparison.finished import Finished, read_run
 from mtlcli.errors import MtlError
-from mtlcli.finished import Finished, read_run
 from mtlcli.runs import Run
 
 RUNS = Path("runs")  # where runs are written that are not told where

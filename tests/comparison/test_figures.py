@@ -14,10 +14,10 @@ import matplotlib
 import pytest
 import synthetic_runs
 
-from mtlcli.compare import report as compare_runs
+from mtlcli.comparison.figures import curves, data, drawings, style, training, write_figures
+from mtlcli.comparison.finished import read_runs
+from mtlcli.comparison.report import report as compare_runs
 from mtlcli.errors import MtlError
-from mtlcli.figures import curves, data, drawings, style, training, write_figures
-from mtlcli.finished import read_runs
 
 FROM_REPORT = ["quality_cost", "improvement", "ranks"]
 FROM_EVENTS = ["losses", "weights", "gradient_conflict"]
@@ -137,7 +137,8 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_matplotlib_is_imported_only_to_draw() -> None:
-    script = "import sys, mtlcli.figures, mtlcli.page\nassert not {'matplotlib', 'numpy', 'torch'} & set(sys.modules)"
+    script = """import sys, mtlcli.comparison.figures, mtlcli.comparison.page
+assert not {'matplotlib', 'numpy', 'torch'} & set(sys.modules)"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

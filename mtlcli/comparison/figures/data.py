@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtlcli import significance
-from mtlcli.compare import SINGLE_TASK
+from mtlcli.comparison import significance
+from mtlcli.comparison.report import SINGLE_TASK
 
 Report = Mapping[str, Any]
 

@@ -10,9 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from mtlcli import tabular
+from mtlcli.comparison import tabular
+from mtlcli.comparison.tabular import ALL_TASKS, COST, Cell, Column
 from mtlcli.runs import replace_file, write_report
-from mtlcli.tabular import ALL_TASKS, COST, Cell, Column
 
 _ARROWS = {"up": "\u2191", "down": "\u2193"}
 _TEX_ARROWS = {"up": r"$\uparrow$", "down": r"$\downarrow$"}
@@ -49,8 +49,8 @@ def write(report: Mapping[str, Any], runs: Sequence[Path], folder: Path) -> list
     Raises:
         MtlError: the disk does not take it.
     """
-    from mtlcli.figures import write_figures
-    from mtlcli.page import write_page
+    from mtlcli.comparison.figures import write_figures
+    from mtlcli.comparison.page import write_page
 
     contents = {
         "report.csv": as_csv(report),

@@ -16,8 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from mtlcli.launchers.base import Job, Launcher, Work
 from mtlcli.registry import launchers
+from mtlcli.sweep.launchers.base import Job, Launcher, Work
 
 
 @launchers.register("local")
@@ -31,7 +31,7 @@ class Local(Launcher):
     def open(self, folder: Path) -> Iterator[None]:
         """The server starts with the first job; in the end, what still runs is asked to end."""
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["mtlcli.sweep_worker"])
+        self._context.set_forkserver_preload(["mtlcli.sweep.worker"])
         self._jobs: list[LocalJob] = []
         try:
             yield
@@ -91,7 +91,7 @@ def _work(work: Work, parent: Connection) -> None:
     """In the process of its own: train, and tell the parent how it goes."""
     import torch
 
-    from mtlcli.sweep_worker import perform
+    from mtlcli.sweep.worker import perform
 
     # A group of its own: Ctrl-C reaches the parent alone, which then asks this process to save and end.
     os.setpgrp()

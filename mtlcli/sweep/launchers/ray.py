@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import Field
 
 from mtlcli.errors import MtlError
-from mtlcli.launchers.base import Job, Launcher, Watched, Work
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import launchers
+from mtlcli.sweep.launchers.base import Job, Launcher, Watched, Work
 
 
 @launchers.register("ray")
@@ -116,6 +116,6 @@ class RayJob(Job):
 def _work(work: Work, folder: str) -> dict[str, Any]:
     """In Ray's worker."""
     os.chdir(folder)
-    from mtlcli.sweep_worker import perform
+    from mtlcli.sweep.worker import perform
 
     return perform(work, "auto")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_runs import fake
 
-from mtlcli import discovery
+from mtlcli.comparison import discovery
 from mtlcli.errors import MtlError
 
 BOTH: dict[str, dict[str, float | None]] = {"a": {"auroc": 0.8}, "b": {"mae": 4.0}}

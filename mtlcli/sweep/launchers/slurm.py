@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mtlcli.errors import MtlError
-from mtlcli.launchers.base import Job, Launcher, Watched, Work
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import launchers
+from mtlcli.sweep.launchers.base import Job, Launcher, Watched, Work
 
 
 @launchers.register("slurm")
@@ -103,7 +103,7 @@ class Task:
         import os
 
         os.chdir(folder)
-        from mtlcli.sweep_worker import perform
+        from mtlcli.sweep.worker import perform
 
         return perform(work, "auto")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mtlcli import published, registry, yamlfile
-from mtlcli.compare import SINGLE_TASK
+from mtlcli.comparison.report import SINGLE_TASK
 from mtlcli.errors import MtlError
 from mtlcli.published import Published
 

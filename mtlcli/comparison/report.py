@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtlcli import significance
+from mtlcli.comparison import significance
+from mtlcli.comparison.finished import Finished, differing
+from mtlcli.comparison.improvement import About, Metric, Values, baseline_means, delta_m, delta_p, mean_ranks
 from mtlcli.errors import MtlError, did_you_mean
-from mtlcli.finished import Finished, differing
-from mtlcli.improvement import About, Metric, Values, baseline_means, delta_m, delta_p, mean_ranks
 from mtlcli.runs import SCHEMA_VERSION
 from mtlcli.yamlfile import show
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtlcli.comparison.figures.curves import History, histories
 from mtlcli.errors import MtlError
-from mtlcli.figures.curves import History, histories
 from mtlcli.runs import disk_errors, replace_file
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def write_figures(report: Mapping[str, Any], runs: Sequence[Path], folder: Path)
     Raises:
         MtlError: a file cannot be written.
     """
-    from mtlcli.figures import style
+    from mtlcli.comparison.figures import style
 
     with disk_errors(folder, MtlError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def drawings(report: Mapping[str, Any], read: Mapping[str, History]) -> dict[str
 
     To be called within `style.applied()`.
     """
-    from mtlcli.figures import summary, training
+    from mtlcli.comparison.figures import summary, training
 
     return {
         "quality_cost": lambda: summary.quality_cost(report),

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mtlcli.figures import curves, data
+from mtlcli.comparison.figures import curves, data
 from mtlcli.runs import replace_file, to_json
 
 _ASSETS = Path(__file__).parent / "assets"

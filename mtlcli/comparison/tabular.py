@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtlcli import significance
+from mtlcli.comparison import significance
 
 Rows = Sequence[Mapping[str, Any]]
 MARKS = {significance.BETTER: "+", significance.WORSE: "-", significance.WITHIN_SPREAD: "~"}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mtlcli import yamlfile
+from mtlcli.comparison.improvement import Metric
 from mtlcli.errors import MtlError
-from mtlcli.improvement import Metric
 from mtlcli.runs import Run
 from mtlcli.yamlfile import flatten
 

@@ -16,11 +16,11 @@ import pytest
 import synthetic_runs
 from browser import CHROMIUM, Browser
 
-from mtlcli.compare import report as compare_runs
+from mtlcli.comparison.figures.curves import histories
+from mtlcli.comparison.finished import read_runs
+from mtlcli.comparison.page import document, embedded, page, write_page
+from mtlcli.comparison.report import report as compare_runs
 from mtlcli.errors import MtlError
-from mtlcli.figures.curves import histories
-from mtlcli.finished import read_runs
-from mtlcli.page import document, embedded, page, write_page
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",

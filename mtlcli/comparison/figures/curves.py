@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mtlcli.compare import SINGLE_TASK
+from mtlcli.comparison.report import SINGLE_TASK
 from mtlcli.errors import MtlError
 from mtlcli.runs import Run
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.colors import Normalize
 
-from mtlcli.figures import data, style
+from mtlcli.comparison.figures import data, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

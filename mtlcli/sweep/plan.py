@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mtlcli import registry, yamlfile
-from mtlcli.compare import SINGLE_TASK
+from mtlcli import registry
+from mtlcli.comparison.report import SINGLE_TASK
 from mtlcli.engine.prepare import load_data
 from mtlcli.errors import MtlError, did_you_mean
-from mtlcli.launchers.base import Job, Launcher, Work
-from mtlcli.options import Options, parse
+from mtlcli.options import Options
 from mtlcli.recipe import DEFAULTS, GradientSection, Recipe, differences, from_values, method_name
-from mtlcli.runs import Run, disk_errors, read_json, read_recipe, replace_file, to_json
+from mtlcli.runs import disk_errors, read_json, replace_file, to_json
 
 PLAN_FILE = "compare.json"
 SEEDS_END = 2**31  # as in the recipe's train.seed
@@ -36,18 +32,6 @@ class Planned:
     seed: int
     recipe: Recipe
     path: Path
-
-
-@dataclass
-class Progress:
-    """What is known of a run while the sweep goes on."""
-
-    planned: Planned
-    status: str = "waiting"  # waiting, running, finished, failed, interrupted
-    step: int = 0
-    steps: int = 0
-    losses: Mapping[str, float] = field(default_factory=dict)
-    error: str | None = None
 
 
 def lay_out(
@@ -182,72 +166,6 @@ def choose_folder(recipe: Recipe, out: Path | None, name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def choose_launcher(name: str, settings: Sequence[str], jobs: int) -> Launcher:
-    """The launcher `name` with settings such as `address=auto`, for `jobs` runs at a time.
-
-    Raises MtlError for a name or a setting that does not exist, or a package that is missing.
-    """
-    cls = registry.launchers.get(name)
-    if cls.package is not None and find_spec(cls.package) is None:
-        raise MtlError(
-            f"--launcher {name}: needs the package {cls.package}, which is not installed: pip install 'mtlcli[{name}]'"
-        )
-    values: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise MtlError(f"--launcher-set {setting}: should be KEY=VALUE")
-        values[key.strip()] = yamlfile.parse(value, f"--launcher-set {setting}").values
-    return cls(parse(cls.Options, values, f"--launcher {name}"), jobs)
-
-
-def run_all(
-    planned: Sequence[Planned],
-    launcher: Launcher,
-    folder: Path,
-    stopped: Callable[[], bool],
-    show: Callable[[Sequence[Progress]], None],
-) -> list[Progress]:
-    """Train what is not finished yet, as many runs at a time as the launcher takes, and say how each ended.
-
-    When `stopped` says so, running jobs are asked to save and end, and the rest is left for the next call.
-
-    Raises MtlError where a planned folder holds a run of another recipe, or the launcher cannot begin.
-    """
-    progress = [Progress(p) for p in planned]
-    queue = deque(p for p in progress if not _is_finished(p))
-    if not queue:
-        return progress
-    threads = max(1, len(os.sched_getaffinity(0)) // launcher.jobs)
-    active: dict[Job, tuple[Progress, int]] = {}
-    asked = False
-    with launcher.open(folder):
-        while queue or active:
-            while queue and len(active) < launcher.jobs and not stopped():
-                slot = min(set(range(launcher.jobs)) - {slot for _, slot in active.values()})
-                item = queue.popleft()
-                recipe, path = item.planned.recipe, item.planned.path
-                work = Work(recipe.as_dict(), recipe.title, str(path.resolve()), slot, threads)
-                active[launcher.start(work)] = item, slot
-                item.status = "running"
-            if stopped():
-                queue.clear()
-                if not asked:
-                    asked = True
-                    for job in active:
-                        job.stop()
-            launcher.wait(list(active))
-            for job, (item, _) in list(active.items()):
-                for name, value in job.news().items():
-                    setattr(item, name, value)
-                reason = job.ended()
-                if reason is not None:
-                    del active[job]
-                    _settle(item, reason, asked)
-            show(progress)
-    return progress
-
-
 def _common(recipes: Sequence[Recipe]) -> Recipe:
     """What recipes share that differ in their methods, with which go the further rows that these need."""
     bare = []
@@ -295,32 +213,6 @@ def _baseline(wanted: str | None, methods: Sequence[tuple[str, str]]) -> str | N
         allowed = [SINGLE_TASK, "none", *rows.values()]
         raise MtlError(f"--baseline {wanted}: should be one of {', '.join(allowed)}{did_you_mean(wanted, allowed)}")
     return rows[_pair(wanted)]
-
-
-def _settle(item: Progress, reason: str, asked: bool) -> None:
-    """Decide how a run ended once its job is over; `asked` says whether it was told to stop."""
-    if item.status in ("failed", "interrupted") or _is_finished(item):
-        return
-    if asked or reason == "interrupted":
-        item.status = "interrupted"
-        return
-    item.status, item.error = "failed", reason
-
-
-def _is_finished(item: Progress) -> bool:
-    """Whether the run on disk is finished. Raises MtlError where it follows from another recipe."""
-    run = Run.at(item.planned.path)
-    if run is None or run.info().get("status") != "finished" or not run.result_file.exists():
-        return False
-    changed = differences(read_recipe(run), item.planned.recipe)
-    if changed:
-        raise MtlError(
-            f"{run.path}: holds a finished run of another recipe (there -> now):\n"
-            + "\n".join(f"  {line}" for line in changed)
-            + "\nName another --out"
-        )
-    item.status = "finished"
-    return True
 
 
 def _planned_recipe(file: Path) -> Recipe:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from mtlcli.compare import SINGLE_TASK
-from mtlcli.figures import data, style
-from mtlcli.figures.curves import VALIDATION_LOSS, Conflict, Curve, History
+from mtlcli.comparison.figures import data, style
+from mtlcli.comparison.figures.curves import VALIDATION_LOSS, Conflict, Curve, History
+from mtlcli.comparison.report import SINGLE_TASK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

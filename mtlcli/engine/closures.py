@@ -1,0 +1,199 @@
+"""One step of somebody else's loop, as loss weightings see it (`StepView`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mtlcli.errors import MtlError
+from mtlcli.weighting.base import Clock, Losses, Params
+
+Given = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
+Closure = Callable[[], Given]
+
+_SHORT = (torch.float16, torch.bfloat16)  # too coarse to weigh losses in
+
+
+class ClosureStep:
+    """What one call of `Balancer.backward` was given."""
+
+    def __init__(
+        self,
+        tasks: tuple[str, ...],
+        losses: Given,
+        clock: Clock,
+        lr: float,
+        shared: Sequence[nn.Parameter],
+        private: Mapping[str, Sequence[nn.Parameter]],
+        closures: Mapping[str, Closure | None],
+        extra: Sequence[Closure],
+        model: nn.Module | None,
+        metrics: Mapping[str, Callable[[], float]],
+    ) -> None:
+        self.tasks, self.clock, self.lr = tasks, clock, lr
+        self._closures, self._extra = closures, extra
+        self._model, self._metrics = model, metrics
+        self._shared, self._private = shared, private
+        self.roots, self._samples = self._taken_apart(losses, "losses")
+        self._device = self.roots[0].device
+        self._random_state = self._get_random_state()
+
+    @cached_property
+    def shared(self) -> Params:
+        """The shared parameters, by their place in what was given."""
+        return {f"shared.{i}": p for i, p in enumerate(self._shared)}
+
+    @cached_property
+    def params(self) -> Params:
+        """All parameters that were given, likewise."""
+        owned = {f"{task}.{i}": p for task, own in self._private.items() for i, p in enumerate(own)}
+        return {**self.shared, **owned}
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """(K,) with gradient."""
+        return torch.stack(list(self.roots))
+
+    @cached_property
+    def sample_losses(self) -> Tensor:
+        """(K, B) with gradient. Raises MtlError where the losses were given as means."""
+        if self._samples is None:
+            raise MtlError(
+                "this method weighs samples: pass losses of shape (K, B), one row of per-sample losses a task, "
+                f"to backward(); found one loss a task ({', '.join(self.tasks)})"
+            )
+        return torch.stack(list(self._samples))
+
+    @property
+    def samples(self) -> Sequence[Tensor] | None:
+        """The K rows behind `sample_losses` if anything has asked for it, else None."""
+        return self._samples if "sample_losses" in self.__dict__ else None
+
+    def extra_roots(self, count: int) -> list[Sequence[Tensor]]:
+        """K losses of each of `count` further training batches; the model's buffers are put back after them."""
+        with self._same_buffers():
+            return [self._taken_apart(closure(), "the losses of an extra batch")[0] for closure in self._extra[:count]]
+
+    def gradient(self, loss: Tensor, at: Params | None = None) -> Params:
+        """Gradient of a scalar loss with respect to `params`, or at `at` for a loss probed there."""
+        with self._at(at):  # a leaf is saved by reference: its backward pass must see the values of the forward pass
+            found = torch.autograd.grad(loss, list(self.params.values()), retain_graph=True, allow_unused=True)
+        return {
+            name: torch.zeros_like(p) if g is None else g
+            for (name, p), g in zip(self.params.items(), found, strict=True)
+        }
+
+    def move(self, direction: Params, by: float) -> Params:
+        """`params + by * direction`, as new leaves."""
+        return {
+            name: (p.detach() + by * direction[name]).requires_grad_() if name in direction else p
+            for name, p in self.params.items()
+        }
+
+    def probe(self, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> Losses:
+        """Call the closure with the parameters at `at`; values, buffers and random state are put back after it."""
+        closure = self._closures[batch]
+        if closure is None:
+            argument = "closure" if batch == "train" else "held_out"
+            which = "this batch" if batch == "train" else "a held-out batch"
+            raise MtlError(
+                f"this method measures the losses of {which} again: pass backward(losses, {argument}=f), where f() "
+                "computes them at the parameters' current values"
+            )
+        with self._probing(at):
+            roots, samples = self._taken_apart(closure(), "the closure's losses", torch.is_grad_enabled())
+        per_task = torch.stack(list(roots))
+        return Losses(per_task, per_task[:, None] if samples is None else torch.stack(list(samples)))
+
+    def score(self, task: str, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> float | None:
+        """Call the metric's function with the parameters at `at`."""
+        if task not in self._metrics:
+            raise MtlError(
+                f"this method goes by a metric of '{task}': pass backward(losses, metrics={{'{task}': f}}), where f() "
+                "computes it at the parameters' current values, higher is better"
+            )
+        with torch.no_grad(), self._probing(at):
+            return float(self._metrics[task]())
+
+    @contextmanager
+    def _probing(self, at: Params | None) -> Iterator[None]:
+        """Parameters at `at`, the step's random state; all of it and the buffers are put back afterwards."""
+        now = self._get_random_state()
+        self._set_random_state(self._random_state)
+        try:
+            with self._same_buffers(), self._at(at):
+                yield
+        finally:
+            self._set_random_state(now)
+
+    @contextmanager
+    def _same_buffers(self) -> Iterator[None]:
+        # Exchanged, not copied back: writing into a buffer would spoil the graphs that have saved it.
+        buffers = [] if self._model is None else [(buffer, buffer.data) for buffer in self._model.buffers()]
+        for buffer, data in buffers:
+            buffer.data = data.clone()
+        try:
+            yield
+        finally:
+            for buffer, data in buffers:
+                buffer.data = data
+
+    def _taken_apart(
+        self, given: Given, what: str, differentiable: bool = True
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor] | None]:
+        """K scalar losses and, where they were given per sample, the K rows (B,) that they are means of."""
+        if isinstance(given, Mapping):
+            missing = [task for task in self.tasks if task not in given]
+            extra = [task for task in given if task not in self.tasks]
+            if missing or extra:
+                raise MtlError(
+                    f"backward: {what} should hold one entry for each of {', '.join(self.tasks)}; "
+                    f"missing: {', '.join(missing) or 'none'}, unknown: {', '.join(map(str, extra)) or 'none'}"
+                )
+            parts: Sequence[Tensor] = [given[task] for task in self.tasks]
+        else:
+            parts = list(given) if not isinstance(given, Tensor) else given.unbind() if given.ndim else []
+        if len(parts) != len(self.tasks) or any(not isinstance(part, Tensor) or part.ndim > 1 for part in parts):
+            found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise MtlError(
+                f"backward: {what} should be a dict by task, or a tensor of shape ({len(self.tasks)},) or "
+                f"({len(self.tasks)}, B) in the order {', '.join(self.tasks)}; found {found}"
+            )
+        if differentiable:
+            for task, part in zip(self.tasks, parts, strict=True):
+                if not part.requires_grad:
+                    raise MtlError(
+                        f"backward: the loss of '{task}' has no gradient; compute it without no_grad or detach"
+                    )
+        parts = [part.float() if part.dtype in _SHORT else part for part in parts]
+        if parts[0].ndim == 0:
+            return parts, None
+        return [part.mean() for part in parts], parts
+
+    @contextmanager
+    def _at(self, values: Params | None) -> Iterator[None]:
+        if values is None:
+            yield
+            return
+        before = {name: p.data for name, p in self.params.items()}
+        try:
+            for name, value in values.items():
+                self.params[name].data = value.data
+            yield
+        finally:
+            for name, data in before.items():
+                self.params[name].data = data
+
+    def _get_random_state(self) -> list[Tensor]:
+        on_cuda = [torch.cuda.get_rng_state(self._device)] if self._device.type == "cuda" else []
+        return [torch.get_rng_state(), *on_cuda]
+
+    def _set_random_state(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            torch.cuda.set_rng_state(state, self._device)
