@@ -109,7 +109,7 @@ def score(task: Task, names: tuple[str, ...], prediction: Tensor, target: Tensor
         broken = int((~prediction.isfinite()).reshape(len(target), -1).any(1).sum())
         reason = f"{broken} of {len(target)} predictions are not finite"
     if task.kind == "regression":
-        prediction, target = (v.double() * task.scale + task.mean for v in (prediction, target))
+        prediction, target = task.in_unit(prediction), task.in_unit(target)
     else:
         target = target.long()
     return {name: _score(task, get(name), prediction, target, reason) for name in names}

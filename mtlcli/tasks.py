@@ -21,11 +21,14 @@ class LossTerms:
     """
 
     total: Tensor  # (B,)
-    count: Tensor | None  # (B,)  0 where the label is missing, else 1; None where every row has a label
+    count: Tensor | None  # (B,)  0 where the label is missing, else the row's weight; None where that is 1 everywhere
 
     def mean(self) -> Tensor:
         """The loss of the batch, 0 where it holds no label."""
-        return self.total.mean() if self.count is None else self.total.sum() / self.count.sum().clamp(min=1)
+        if self.count is None:
+            return self.total.mean()
+        count = self.count.sum()
+        return self.total.sum() / torch.where(count > 0, count, 1)
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,13 @@ class Task:
     kind: Kind
     num_classes: int = 2
     unit: str = ""  # regression: what the metrics are measured in
-    mean: float = 0.0  # regression: label = (value in unit - mean) / scale
+    mean: float = 0.0  # regression: label = (transform of the value in unit - mean) / scale
     scale: float = 1.0
     classes: tuple[str, ...] = ()
+    transform: Literal["none", "log1p"] = "none"  # regression: of the value, before mean and scale
+    # Factors on the loss of rows with each class, in the order of the classes (binary: of 0 and 1); a batch's loss is
+    # the weighted mean.
+    class_weights: tuple[float, ...] | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -57,13 +64,22 @@ class Task:
         knows that none is missing, and the search for them is saved.
         """
         prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-        if complete:
+        if complete and self.class_weights is None:
             return LossTerms(self._per_sample(prediction, target), None)
         present = self.present(target)
         # Missing labels are replaced before the loss is taken: NaN * 0 in the backward pass would still be NaN.
         filler = prediction.detach() if self.kind == "regression" else torch.zeros_like(target)
-        total = torch.where(present, self._per_sample(prediction, torch.where(present, target, filler)), 0.0)
-        return LossTerms(total, present.to(total.dtype))
+        target = torch.where(present, target, filler)
+        total = torch.where(present, self._per_sample(prediction, target), 0.0)
+        if self.class_weights is None:
+            return LossTerms(total, present.to(total.dtype))
+        weight = total.new_tensor(self.class_weights)[target.long()] * present
+        return LossTerms(weight * total, weight)
+
+    def in_unit(self, values: Tensor) -> Tensor:
+        """Regression values (N,) in training units -> in `unit`, as float64."""
+        values = values.double() * self.scale + self.mean
+        return values.expm1() if self.transform == "log1p" else values
 
     def _per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
         if self.kind == "regression":

@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from mtlcli.errors import OptionError, did_you_mean
+from mtlcli.errors import MtlError, OptionError, did_you_mean
 from mtlcli.options import Options as AnyOptions
 from mtlcli.tasks import Task
 
 Inputs = dict[str, Tensor]
 
 
+class Features:
+    """What a dataset's inputs look like; encoders are built from it, and say which kinds they can read."""
+
+
 @dataclass(frozen=True)
-class TableFeatures:
+class TableFeatures(Features):
     """Inputs of a table: `inputs["numeric"]` (B, F) float32, standardised, and `inputs["categorical"]` (B, C) int32.
 
     A column with n known categories holds codes 1..n and 0 for one not seen in training, so its cardinality is n + 1.
@@ -30,15 +35,99 @@ class TableFeatures:
     categorical: Mapping[str, int]  # column -> cardinality, in the order of the tensor's columns
 
 
+@dataclass(frozen=True)
+class ImageFeatures(Features):
+    """Images: `inputs["image"]` (B, channels, height, width) uint8. Networks read (value / 255 - mean) / std."""
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]  # per channel, of values in 0..1
+    std: tuple[float, ...]
+
+
 class Batch(NamedTuple):
-    """`inputs` for the encoder and one label tensor of shape (B,) per task."""
+    """`inputs` for the encoder and one label tensor of shape (B,) per task.
+
+    Where tasks have inputs of their own, there is a part for each kind of input, with the labels of its tasks; the
+    batch itself is empty then.
+    """
 
     inputs: Inputs
     targets: dict[str, Tensor]
+    parts: tuple[Batch, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors live."""
+        return self.parts[0].device if self.parts else next(iter(self.inputs.values())).device
+
+    def labels(self, task: str) -> Tensor:
+        """The labels of `task`."""
+        return next(part.targets[task] for part in self.parts or (self,) if task in part.targets)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same rows on `device`."""
+        inputs, targets = ({n: t.to(device) for n, t in held.items()} for held in (self.inputs, self.targets))
+        return Batch(inputs, targets, tuple(part.to(device) for part in self.parts))
+
+    def map_inputs(self, change: Callable[[Inputs], Inputs]) -> Batch:
+        """The same labels with other inputs."""
+        inputs = self.inputs if self.parts else change(self.inputs)
+        return Batch(inputs, self.targets, tuple(part.map_inputs(change) for part in self.parts))
+
+
+class Loader(Protocol):
+    """Shuffled batches of a split, the same again for the same seed and place."""
+
+    def __len__(self) -> int:
+        """Steps an epoch."""
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch`, starting at its step `first_step`."""
+
+    def endless(self, step: int) -> Batch:
+        """Batch number `step` of a stream that reshuffles whenever the rows are used up; asked with growing `step`."""
+
+
+class BaseSplit(ABC):
+    """Rows of one split, wherever they are kept."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows; of several inputs, those of all of them."""
+
+    @abstractmethod
+    def loader(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Loader:
+        """Shuffled batches for training. Over several ranks each takes its own rows of every global batch."""
+
+    @abstractmethod
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All rows once, in their order, at most `size` at a time."""
+
+    @abstractmethod
+    def labelled(self, task: Task) -> int:
+        """How many rows have a label for `task`."""
+
+    @abstractmethod
+    def select(self, tasks: Sequence[str]) -> BaseSplit:
+        """The same rows with the labels of `tasks` alone."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> BaseSplit:
+        """The same rows, with batches on `device`."""
+
+    def hold_out(self, fraction: float, seed: int) -> tuple[BaseSplit, BaseSplit]:
+        """What remains, and a seeded `fraction` of the rows. Raises OptionError where that cannot be."""
+        raise OptionError("held_out", "these data cannot give rows away; leave it out, or set it to 0")
+
+    def complete(self, task: Task) -> bool:
+        """Whether every row has a label for `task`."""
+        return self.labelled(task) == len(self)
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(BaseSplit):
     """Rows held in memory: every tensor has the same first dimension."""
 
     inputs: Inputs
@@ -46,6 +135,34 @@ class Split:
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
+
+    def loader(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Loader:
+        """One permutation an epoch, one gather a batch."""
+        from mtlcli.data.loader import ResidentLoader
+
+        return ResidentLoader(self, batch_size, seed, rank, world)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Slices."""
+        for start in range(0, len(self), size):
+            yield self.rows(slice(start, start + size))
+
+    def labelled(self, task: Task) -> int:
+        """Counted anew at every call."""
+        return int(task.present(self.targets[task.name]).sum())
+
+    def select(self, tasks: Sequence[str]) -> Split:
+        """The same tensors."""
+        return Split(self.inputs, {name: self.targets[name] for name in tasks})
+
+    def hold_out(self, fraction: float, seed: int) -> tuple[Split, Split]:
+        """Rows drawn at random; both parts keep the order."""
+        count = round(fraction * len(self))
+        if not 0 < count < len(self):
+            raise OptionError("held_out", f"{fraction} of {len(self)} training rows leaves one of the two parts empty")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        kept, given = order[count:].sort().values, order[:count].sort().values
+        return Split(*self.rows(kept)[:2]), Split(*self.rows(given)[:2])
 
     def rows(self, index: Tensor | slice) -> Batch:
         """The rows at `index`, on the device where the split lives."""
@@ -73,9 +190,14 @@ class MultiTaskData:
     """A dataset, ready to train on."""
 
     tasks: tuple[Task, ...]
-    features: TableFeatures
-    splits: dict[str, Split]  # train, val, test; held_out once it is carved out of train
+    features: Features
+    splits: Mapping[str, BaseSplit]  # train, val, test; held_out once it is carved out of train
     fingerprint: str  # of every row, feature, label and split, whichever tasks are chosen
+    # Changes the inputs of a training batch at random, from torch's global generator, on the batch's device.
+    augment: Callable[[Inputs], Inputs] | None = None
+    # What was fitted on the training rows and new files need, as plain values; it is kept with the run.
+    fitted: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()  # what a person should know of these data: skipped rows, suspected leaks
 
     def select(self, names: tuple[str, ...]) -> MultiTaskData:
         """The same data with only the tasks `names`, in that order. The fingerprint stays."""
@@ -87,21 +209,13 @@ class MultiTaskData:
                 )
         if len(set(names)) < len(names):
             raise OptionError("tasks", f"each task once; found {', '.join(names)}")
-        splits = {
-            split: Split(part.inputs, {name: part.targets[name] for name in names})
-            for split, part in self.splits.items()
-        }
+        splits = {split: part.select(names) for split, part in self.splits.items()}
         return replace(self, tasks=tuple(by_name[name] for name in names), splits=splits)
 
     def hold_out(self, fraction: float, seed: int) -> MultiTaskData:
         """Move a seeded `fraction` of the training rows into the split `held_out`."""
-        train = self.splits["train"]
-        count = round(fraction * len(train))
-        if not 0 < count < len(train):
-            raise OptionError("held_out", f"{fraction} of {len(train)} training rows leaves one of the two parts empty")
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-        parts = {"held_out": order[:count].sort().values, "train": order[count:].sort().values}
-        return replace(self, splits={**self.splits, **{n: Split(*train.rows(index)) for n, index in parts.items()}})
+        train, held_out = self.splits["train"].hold_out(fraction, seed)
+        return replace(self, splits={**self.splits, "train": train, "held_out": held_out})
 
     def to(self, device: torch.device) -> MultiTaskData:
         """Every split on `device`."""
@@ -121,6 +235,17 @@ class Dataset(ABC):
     @abstractmethod
     def load(self) -> MultiTaskData:
         """Read, split and encode all rows and all tasks. Raises MtlError naming the file, OptionError for an option."""
+
+    def read(self, path: Path, fitted: Mapping[str, Any]) -> BaseSplit:
+        """The rows of a new file, encoded as the training rows were; labels where it has them, missing elsewhere.
+
+        Args:
+            path: the file.
+            fitted: `MultiTaskData.fitted` of the run.
+
+        Raises MtlError where the file does not fit, or where this dataset cannot read others.
+        """
+        raise MtlError(f"{path}: dataset '{self.name}' has no files of one's own to read; train on a table for that")
 
 
 def fingerprint(definition: Mapping[str, object], splits: Mapping[str, Split]) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtlcli.data.base import Split
+from mtlcli.data.base import BaseSplit, Batch
 from mtlcli.metrics import Score, score
-from mtlcli.models.base import MTLModel
+from mtlcli.models.base import MTLModel, run
 from mtlcli.tasks import Task
 
 ROWS_AT_ONCE = 8192
@@ -34,35 +34,37 @@ class TaskScore:
 
 
 def predict(
-    model: MTLModel, tasks: Sequence[Task], split: Split, autocast: torch.dtype | None = None
-) -> dict[str, Tensor]:
-    """Raw predictions of every row, per task, in float32 on the split's device. Dropout is off."""
+    model: MTLModel, tasks: Sequence[Task], batches: Iterable[Batch], autocast: torch.dtype | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Per task, raw predictions of every row in float32 and the labels beside them. Dropout is off."""
     was_training = model.training
     model.eval()
-    parts: dict[str, list[Tensor]] = {task.name: [] for task in tasks}
-    device = next(iter(split.inputs.values())).device
-    with torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-        for start in range(0, len(split), ROWS_AT_ONCE):
-            predictions, _ = model(split.rows(slice(start, start + ROWS_AT_ONCE)).inputs)
-            for task in tasks:
-                parts[task.name].append(predictions[task.name].float())
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {task.name: [] for task in tasks}
+    with torch.no_grad():
+        for batch in batches:
+            for task, predictions in run(model, batch, autocast)[0].items():
+                found[task].append((predictions.float(), batch.labels(task)))
     model.train(was_training)
-    return {name: torch.cat(chunks) for name, chunks in parts.items()}
+    return {task: (torch.cat([p for p, _ in pairs]), torch.cat([t for _, t in pairs])) for task, pairs in found.items()}
 
 
 def evaluate(
     model: MTLModel,
     tasks: Sequence[Task],
-    split: Split,
+    batches: BaseSplit | Iterable[Batch],
     metrics: Mapping[str, tuple[str, ...]],
     autocast: torch.dtype | None = None,
 ) -> dict[str, TaskScore]:
-    """Loss and `metrics[task]` of every task over all labelled rows of `split`."""
+    """Loss and `metrics[task]` of every task over all labelled rows of a split."""
+    if isinstance(batches, BaseSplit):
+        batches = batches.batches(ROWS_AT_ONCE)
     scores = {}
-    predictions = predict(model, tasks, split, autocast)
+    predictions = predict(model, tasks, batches, autocast)
     for task in tasks:
-        prediction, target = predictions[task.name], split.targets[task.name]
-        count = int(task.present(target).sum())
-        loss = float(task.loss(prediction, target).total.sum(dtype=torch.float64)) / count if count else None
+        prediction, target = predictions[task.name]
+        terms = task.loss(prediction, target)
+        assert terms.count is not None
+        count = float(terms.count.sum(dtype=torch.float64))
+        loss = float(terms.total.sum(dtype=torch.float64)) / count if count else None
         scores[task.name] = TaskScore(loss, score(task, metrics[task.name], prediction, target))
     return scores

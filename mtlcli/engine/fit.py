@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlcli.data.base import Batch
-from mtlcli.data.loader import ResidentLoader
+from mtlcli.data.base import Batch, Loader
 from mtlcli.engine.evaluate import TaskScore, evaluate
 from mtlcli.engine.events import Diagnostics, EpochDone, Event, Finished, Started, StepDone, Warned
 from mtlcli.engine.prepare import Prepared, scale_warning, step_for
@@ -62,11 +61,7 @@ class Fit:
         self.schedule = schedules.get(recipe.schedule.name)(recipe.schedule.options, epochs * per_epoch, per_epoch)
         self.selection = Selection(recipe.train.select_by)
         learned_from = [rows for name, rows in prepared.data.splits.items() if name in ("train", "held_out")]
-        self.complete = frozenset(
-            task.name
-            for task in self.tasks
-            if all(bool(task.present(rows.targets[task.name]).all()) for rows in learned_from)
-        )
+        self.complete = frozenset(task.name for task in self.tasks if all(rows.complete(task) for rows in learned_from))
         self.step = 0
         self.best: dict[str, Any] = {"epoch": None, "score": None}
         self.seconds = 0.0
@@ -137,6 +132,8 @@ class Fit:
 
     def _train_step(self, batch: Batch, epoch: int) -> None:
         lr = self.schedule.apply(self.optimizer, self.step)
+        if self.prepared.data.augment is not None:
+            batch = batch.map_inputs(self.prepared.data.augment)
         view = ModelStep(
             model=self.model,
             tasks=self.tasks,
@@ -270,9 +267,9 @@ class Fit:
     def _extra_batch(self, number: int) -> Batch:
         return self.extra[number].endless(self.step)
 
-    def _loader(self, split: str, seed: int) -> ResidentLoader:
+    def _loader(self, split: str, seed: int) -> Loader:
         rows = self.prepared.data.splits[split]
-        return ResidentLoader(rows, self.recipe.data.batch_size, seed, self.ranks.rank, self.ranks.world)
+        return rows.loader(self.recipe.data.batch_size, seed, self.ranks.rank, self.ranks.world)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from mtlcli.data.base import Split
 from mtlcli.engine.evaluate import evaluate
 from mtlcli.engine.fit import load_model
 from mtlcli.engine.prepare import Prepared, choose_device, prepare, scale_warning, step_for
@@ -29,11 +28,11 @@ def check(recipe: Recipe) -> dict[str, Any]:
         "method": recipe.method,
         "fingerprint": prepared.data.fingerprint,
         "rows": {name: len(split) for name, split in splits.items()},
-        "steps_per_epoch": -(-len(splits["train"]) // recipe.data.batch_size),
+        "steps_per_epoch": len(splits["train"].loader(recipe.data.batch_size, recipe.train.seed)),
         "tasks": {
             task.name: {
                 "kind": task.kind,
-                "labelled": {name: int(task.present(s.targets[task.name]).sum()) for name, s in splits.items()},
+                "labelled": {name: split.labelled(task) for name, split in splits.items()},
                 "metrics": list(prepared.metrics[task.name]),
             }
             for task in prepared.data.tasks
@@ -43,7 +42,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
             **{task: sum(p.numel() for p in own) for task, own in model.task_parameters().items()},
             "weighting": sum(p.numel() for p in loss.learnable()),
         },
-        "warnings": [warning] if warning else [],
+        "warnings": [*prepared.data.notes, *([warning] if warning else [])],
     }
 
 
@@ -81,9 +80,6 @@ def evaluate_run(run: Run, split: str, checkpoint: str, device: str) -> dict[str
 
 def _first_losses(prepared: Prepared) -> dict[str, float]:
     """Losses of the untrained model on the first rows of the training split."""
-    train = prepared.data.splits["train"]
-    rows = train.rows(slice(0, prepared.recipe.data.batch_size))
-    scores = evaluate(
-        prepared.model, prepared.data.tasks, Split(*rows), {task.name: () for task in prepared.data.tasks}
-    )
+    batch = next(prepared.data.splits["train"].batches(prepared.recipe.data.batch_size))
+    scores = evaluate(prepared.model, prepared.data.tasks, [batch], {task.name: () for task in prepared.data.tasks})
     return {task: score.loss for task, score in scores.items() if score.loss is not None}

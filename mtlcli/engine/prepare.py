@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mtlcli import metrics, registry
-from mtlcli.data.base import MultiTaskData
+from mtlcli.data.base import Features, MultiTaskData
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.step import Step
 from mtlcli.errors import MtlError, OptionError, did_you_mean
@@ -80,6 +80,8 @@ def prepare(recipe: Recipe, device: torch.device) -> Prepared:
     data = load_data(recipe)
     with placed(recipe, "model.encoder"):
         encoder_class = registry.encoders.get(recipe.encoder.name)
+        if not isinstance(data.features, encoder_class.reads):
+            raise OptionError("name", _wrong_encoder(recipe.encoder.name, data.features))
 
         def make_encoder() -> Encoder:
             return encoder_class(recipe.encoder.options, data.features)
@@ -161,6 +163,15 @@ def scale_warning(losses: dict[str, float]) -> str | None:
         f"({positive[high]:.3g} against {positive[low]:.3g}), so an unweighted sum trains mostly '{high}'. What helps: "
         f"a `transform` of its labels, a weighting that is indifferent to scale (weighting.loss: {' or '.join(able)}), "
         "or another balancing method"
+    )
+
+
+def _wrong_encoder(name: str, features: Features) -> str:
+    kind = type(features)
+    able = [other for other in registry.encoders.names() if issubclass(kind, registry.encoders.get(other).reads)]
+    return (
+        f"'{name}' reads {registry.encoders.get(name).reads.__name__}, and these data give {kind.__name__}; "
+        f"encoders for them: {', '.join(able) or 'none is registered'}"
     )
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
+from torch.nn.utils.rnn import pad_sequence
 
 from mtlcli.data.base import Batch
 from mtlcli.engine.ranks import Ranks
 from mtlcli.errors import MtlError
 from mtlcli.metrics import score
-from mtlcli.models.base import MTLModel
+from mtlcli.models.base import MTLModel, Predicted, run
 from mtlcli.tasks import Task
 from mtlcli.weighting.base import Clock, Losses, Params
 
@@ -54,7 +54,7 @@ class ModelStep:
         self.clock, self.lr = clock, lr
         self._model, self._tasks, self._batch = model, tasks, batch
         self._ranks, self._held_out, self._extra, self._autocast = ranks, held_out, extra, autocast
-        self._device = next(iter(batch.inputs.values())).device
+        self._device = batch.device
         self._complete, self._metrics = complete, metrics or {}
         self._probe_model = probe_model or model
         self._random_state = self._get_random_state()
@@ -68,8 +68,8 @@ class ModelStep:
 
     @cached_property
     def sample_losses(self) -> Tensor:
-        """(K, B) with gradient, 0 where the label is missing."""
-        return torch.stack(self._totals)
+        """(K, B) with gradient, 0 where the label is missing or the task has fewer rows than another."""
+        return pad_sequence(self._totals, batch_first=True)
 
     @property
     def samples(self) -> list[Tensor] | None:
@@ -118,7 +118,7 @@ class ModelStep:
         """Losses at `at`, with the dropout masks of this step and without a trace in buffers or random state."""
         predictions, rows = self._probe(at, batch)
         roots, totals = self._measure(predictions, rows)
-        return Losses(torch.stack(roots), torch.stack(totals))
+        return Losses(torch.stack(roots), pad_sequence(totals, batch_first=True))
 
     def score(self, task: str, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> float | None:
         """The first metric of `task` on this rank's rows of that batch, signed so that higher is better."""
@@ -128,7 +128,7 @@ class ModelStep:
             raise MtlError(f"task '{task}' has no metric to score by")
         with torch.no_grad():
             predictions, rows = self._probe(at, batch)
-        (found,) = score(about, names, predictions[task], rows.targets[task]).values()
+        (found,) = score(about, names, predictions[task], rows.labels(task)).values()
         return found.value if found.value is None or found.higher_is_better else -found.value
 
     def _probe(self, at: Params | None, batch: Literal["train", "held_out"]) -> tuple[dict[str, Tensor], Batch]:
@@ -142,19 +142,13 @@ class ModelStep:
     def _copied_buffers(self) -> Params:
         return {name: buffer.clone() for name, buffer in self._probe_model.named_buffers()}
 
-    def _forward(
-        self, model: MTLModel, batch: Batch, state: Params | None = None
-    ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-        # Entering autocast costs more than a small layer, so full precision does without.
-        with nullcontext() if self._autocast is None else torch.autocast(self._device.type, dtype=self._autocast):
-            output: tuple[dict[str, Tensor], tuple[Tensor, ...]]
-            output = functional_call(model, state, (batch.inputs,)) if state else model(batch.inputs)
-            return output
+    def _forward(self, model: MTLModel, batch: Batch, state: Params | None = None) -> Predicted:
+        return run(model, batch, self._autocast, state)
 
     def _measure(self, predictions: dict[str, Tensor], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """K losses, each with a graph of its own, and their K totals (B,)."""
         terms = [
-            task.loss(predictions[task.name], batch.targets[task.name], task.name in self._complete)
+            task.loss(predictions[task.name], batch.labels(task.name), task.name in self._complete)
             for task in self._tasks
         ]
         totals = [term.total for term in terms]

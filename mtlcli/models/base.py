@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from mtlcli.data.base import Inputs
+from mtlcli.data.base import Batch, Inputs
+from mtlcli.data.base import Features as AnyFeatures
 from mtlcli.options import Options as AnyOptions
 
 
@@ -19,6 +23,7 @@ class Encoder(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    reads: ClassVar[type[AnyFeatures]] = AnyFeatures  # the kind of inputs that it is made for
 
     Options: ClassVar[type[AnyOptions]] = AnyOptions
 
@@ -72,6 +77,9 @@ class Trunk(nn.Module, ABC):
         return []
 
 
+Predicted = tuple[dict[str, Tensor], tuple[Tensor, ...]]
+
+
 class MTLModel(nn.Module):
     """A trunk and one head per task."""
 
@@ -80,10 +88,11 @@ class MTLModel(nn.Module):
         self.trunk = trunk
         self.heads = nn.ModuleDict(heads)
 
-    def forward(self, inputs: Inputs) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-        """Predictions per task, and the trunk's cut."""
+    def forward(self, inputs: Inputs, only: Collection[str] | None = None) -> Predicted:
+        """Predictions per task, or of the tasks `only`, and the trunk's cut."""
         features = self.trunk(inputs)
-        return {task: head(features.per_task[task]) for task, head in self.heads.items()}, features.cut
+        wanted = [(task, head) for task, head in self.heads.items() if only is None or task in only]
+        return {task: head(features.per_task[task]) for task, head in wanted}, features.cut
 
     def task_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Per task, the trainable parameters that its loss alone reaches: its part of the trunk and its head."""
@@ -106,3 +115,30 @@ class MTLModel(nn.Module):
                 key = {"all": "", "module": name.rpartition(".")[0], "tensor": name}[by]
                 groups.setdefault(key, []).append(parameter)
         return list(groups.values())
+
+
+def run(
+    model: MTLModel, batch: Batch, autocast: torch.dtype | None = None, state: Mapping[str, Tensor] | None = None
+) -> Predicted:
+    """Predictions per task for one batch, and the trunk's cut, which is empty where tasks have inputs of their own.
+
+    Parts of a batch pass through the model one after the other, so that a normalisation over the batch sees one kind
+    of input at a time.
+
+    Args:
+        autocast: dtype of the forward pass, or None for full precision.
+        state: values by name in place of the model's parameters and buffers.
+    """
+
+    def call(inputs: Inputs, *only: Collection[str]) -> Predicted:
+        found: Predicted = functional_call(model, dict(state), (inputs, *only)) if state else model(inputs, *only)
+        return found
+
+    # Entering autocast costs more than a small layer, so full precision does without.
+    with nullcontext() if autocast is None else torch.autocast(batch.device.type, dtype=autocast):
+        if not batch.parts:
+            return call(batch.inputs)
+        predictions: dict[str, Tensor] = {}
+        for part in batch.parts:
+            predictions |= call(part.inputs, tuple(part.targets))[0]
+        return predictions, ()

@@ -66,11 +66,6 @@ def test_state_holds_parameters_only():
     assert set(encoder.state_dict()) == {name for name, _ in encoder.named_parameters()}
 
 
-def test_features_that_are_no_table_are_refused():
-    with pytest.raises(MtlError, match=r"encoder 'mlp'.*found int"):
-        Mlp(Mlp.Options(), 3)
-
-
 def test_a_table_without_columns_is_refused():
     with pytest.raises(MtlError, match="at least one column"):
         Mlp(Mlp.Options(), TableFeatures((), {}))

@@ -23,8 +23,10 @@ class Mlp(Encoder):
     Stage 0 gives (B, C * embedding + F); each width adds one stage: linear, norm, activation, dropout. Without widths
     the encoder is stage 0 alone, and a linear head makes the model a (multi-task) linear one.
 
-    Raises MtlError for features that are no table or a table without columns.
+    Raises MtlError for a table without columns.
     """
+
+    reads = TableFeatures
 
     class Options(AnyOptions):
         """Widths and what stands between them."""
@@ -37,11 +39,6 @@ class Mlp(Encoder):
 
     def __init__(self, options: Options, features: TableFeatures) -> None:
         super().__init__()
-        if not isinstance(features, TableFeatures):
-            raise MtlError(
-                f"encoder 'mlp': reads tables (TableFeatures); found {type(features).__name__}; "
-                "choose an encoder that fits the dataset"
-            )
         stem = TableStem(features, options.embedding)
         widths = (stem.out_features, *options.widths)
         layers = (dense(*pair, options.activation, options.dropout, options.norm) for pair in pairwise(widths))
