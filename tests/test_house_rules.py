@@ -100,8 +100,8 @@ def words(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
                     yield line, value, True
 
 
-# Methods whose names are also plain words: they count only as a whole string.
-PLAIN_WORDS = {"config", "constant", "sum"}
+# Names that are also plain words: they count only as a whole string.
+PLAIN_WORDS = {"config", "constant", "joint", "sum"}
 
 
 def foreign_names(text: str, identifier: bool, known: set[str]) -> set[str]:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -44,6 +44,19 @@ class ImageFeatures(Features):
     width: int
     mean: tuple[float, ...]  # per channel, of values in 0..1
     std: tuple[float, ...]
+
+    @property
+    def at_once(self) -> int:
+        """How many to score at a time: 64 maps of the image's own size for each of them take half a GiB."""
+        return max(1, 2**21 // (self.height * self.width))
+
+
+@dataclass(frozen=True)
+class JointFeatures(Features):
+    """Several sources of rows, each with inputs of its own: `inputs["SOURCE/name"]` is what the source calls `name`."""
+
+    sources: Mapping[str, Features]
+    tasks: Mapping[str, tuple[str, ...]]  # of every source
 
 
 class Batch(NamedTuple):
@@ -132,6 +145,7 @@ class Split(BaseSplit):
 
     inputs: Inputs
     targets: dict[str, Tensor]
+    at_once: int | None = None  # most rows that `batches` gives at a time, where networks make much of a row
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -144,6 +158,7 @@ class Split(BaseSplit):
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Slices."""
+        size = min(size, self.at_once or size)
         for start in range(0, len(self), size):
             yield self.rows(slice(start, start + size))
 
@@ -153,7 +168,7 @@ class Split(BaseSplit):
 
     def select(self, tasks: Sequence[str]) -> Split:
         """The same tensors."""
-        return Split(self.inputs, {name: self.targets[name] for name in tasks})
+        return replace(self, targets={name: self.targets[name] for name in tasks})
 
     def hold_out(self, fraction: float, seed: int) -> tuple[Split, Split]:
         """Rows drawn at random; both parts keep the order."""
@@ -162,7 +177,7 @@ class Split(BaseSplit):
             raise OptionError("held_out", f"{fraction} of {len(self)} training rows leaves one of the two parts empty")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         kept, given = order[count:].sort().values, order[:count].sort().values
-        return Split(*self.rows(kept)[:2]), Split(*self.rows(given)[:2])
+        return self._part(kept), self._part(given)
 
     def rows(self, index: Tensor | slice) -> Batch:
         """The rows at `index`, on the device where the split lives."""
@@ -173,11 +188,14 @@ class Split(BaseSplit):
             {n: t.index_select(0, index) for n, t in self.targets.items()},
         )
 
+    def _part(self, index: Tensor) -> Self:
+        inputs, targets = ({n: t[index] for n, t in held.items()} for held in (self.inputs, self.targets))
+        return replace(self, inputs=inputs, targets=targets)
+
     def to(self, device: torch.device) -> Split:
         """The same rows on `device`, moved once."""
-        return Split(
-            {n: t.to(device) for n, t in self.inputs.items()}, {n: t.to(device) for n, t in self.targets.items()}
-        )
+        inputs, targets = ({n: t.to(device) for n, t in held.items()} for held in (self.inputs, self.targets))
+        return replace(self, inputs=inputs, targets=targets)
 
     @property
     def nbytes(self) -> int:

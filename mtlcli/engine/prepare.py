@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from mtlcli import metrics, registry
-from mtlcli.data.base import Features, MultiTaskData
+from mtlcli.data.base import Features, JointFeatures, MultiTaskData
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.step import Step
 from mtlcli.errors import MtlError, OptionError, did_you_mean
 from mtlcli.models.base import Encoder, MTLModel
 from mtlcli.models.heads import build_head
+from mtlcli.models.sources import SourcesEncoder
 from mtlcli.recipe import Recipe
 from mtlcli.weighting.base import GradientWeighting, LossWeighting
 
@@ -80,11 +81,16 @@ def prepare(recipe: Recipe, device: torch.device) -> Prepared:
     data = load_data(recipe)
     with placed(recipe, "model.encoder"):
         encoder_class = registry.encoders.get(recipe.encoder.name)
-        if not isinstance(data.features, encoder_class.reads):
-            raise OptionError("name", _wrong_encoder(recipe.encoder.name, data.features))
+
+        def encoder_for(features: Features) -> Encoder:
+            if not isinstance(features, encoder_class.reads):
+                raise OptionError("name", _wrong_encoder(recipe.encoder.name, features))
+            return encoder_class(recipe.encoder.options, features)
 
         def make_encoder() -> Encoder:
-            return encoder_class(recipe.encoder.options, data.features)
+            if isinstance(data.features, JointFeatures):
+                return SourcesEncoder(encoder_for, data.features)
+            return encoder_for(data.features)
 
         torch.manual_seed(recipe.train.seed)
         with placed(recipe, "model.trunk"):
@@ -111,6 +117,11 @@ def prepare(recipe: Recipe, device: torch.device) -> Prepared:
 def step_for(prepared: Prepared, loss: LossWeighting, gradient: GradientWeighting, ranks: Ranks | None = None) -> Step:
     """The step that the recipe asks for. Raises MtlError with the place of a setting that the model cannot serve."""
     model, settings = prepared.model, prepared.recipe.gradient_engine
+    if settings.wrt == "representation" and isinstance(prepared.data.features, JointFeatures):
+        raise prepared.recipe.error(
+            "weighting.gradient.wrt",
+            "tasks with inputs of their own have no representation in common; use params or last_shared",
+        )
     try:
         return Step(
             model.shared_parameters(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,14 @@ class Trunk(nn.Module, ABC):
         return []
 
 
+@runtime_checkable
+class Owner(Protocol):
+    """A trunk, or a module inside of one, with parameters that only one task's loss reaches."""
+
+    def task_parameters(self, task: str) -> list[nn.Parameter]:
+        """Those of `task`."""
+
+
 Predicted = tuple[dict[str, Tensor], tuple[Tensor, ...]]
 
 
@@ -96,8 +104,14 @@ class MTLModel(nn.Module):
 
     def task_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Per task, the trainable parameters that its loss alone reaches: its part of the trunk and its head."""
+        owners = [module for module in self.trunk.modules() if isinstance(module, Owner)]
         return {
-            task: [p for p in (*self.trunk.task_parameters(task), *head.parameters()) if p.requires_grad]
+            task: [
+                p
+                for parameters in (*(owner.task_parameters(task) for owner in owners), head.parameters())
+                for p in parameters
+                if p.requires_grad
+            ]
             for task, head in self.heads.items()
         }
 
