@@ -46,6 +46,7 @@ _DEFAULTS: dict[Kind, tuple[str, ...]] = {
     "binary": ("auroc", "average_precision"),
     "multiclass": ("accuracy", "f1"),
     "regression": ("mae", "r2"),
+    "objective": ("value",),
 }
 
 Compute = Callable[[Tensor, Tensor], Tensor]
@@ -110,7 +111,7 @@ def score(task: Task, names: tuple[str, ...], prediction: Tensor, target: Tensor
         reason = f"{broken} of {len(target)} predictions are not finite"
     if task.kind == "regression":
         prediction, target = task.in_unit(prediction), task.in_unit(target)
-    else:
+    elif task.kind != "objective":
         target = target.long()
     return {name: _score(task, get(name), prediction, target, reason) for name in names}
 
@@ -218,3 +219,9 @@ def r2(prediction: Tensor, target: Tensor) -> Tensor:
     centre = target.mean()
     unit = (target - centre).norm() * 1e-6
     return r2_score((prediction - centre) / unit, (target - centre) / unit)
+
+
+@register("value", "objective", higher_is_better=False, unit="")
+def value(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean of the objective itself."""
+    return prediction.mean()

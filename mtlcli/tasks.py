@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-Kind = Literal["binary", "multiclass", "regression"]
+Kind = Literal["binary", "multiclass", "regression", "objective"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Task:
 
     Labels are a tensor of shape (B,): for `binary` 0 or 1, for `multiclass` a class index, both -1 where missing; for
     `regression` a float in training units, NaN where missing. Predictions are logits of shape (B,) or (B, num_classes),
-    or the regression value of shape (B,).
+    or the regression value of shape (B,). For an `objective` the prediction (B,) is the loss itself, a function of the
+    representation, and labels mean nothing.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Task:
     scale: float = 1.0
     classes: tuple[str, ...] = ()
     transform: Literal["none", "log1p"] = "none"  # regression: of the value, before mean and scale
+    objective: Callable[[Tensor], Tensor] | None = None  # objective: representations (B, D) -> losses (B,)
     # Factors on the loss of rows with each class, in the order of the classes (binary: of 0 and 1); a batch's loss is
     # the weighted mean.
     class_weights: tuple[float, ...] | None = None
@@ -82,6 +85,8 @@ class Task:
         return values.expm1() if self.transform == "log1p" else values
 
     def _per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
+        if self.kind == "objective":
+            return prediction
         if self.kind == "regression":
             return F.mse_loss(prediction, target, reduction="none")
         if self.kind == "binary":
@@ -90,4 +95,4 @@ class Task:
 
     def present(self, target: Tensor) -> Tensor:
         """(B,) of bool: where `target` holds a label."""
-        return ~target.isnan() if self.kind == "regression" else target >= 0
+        return target >= 0 if self.kind in ("binary", "multiclass") else ~target.isnan()

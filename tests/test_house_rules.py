@@ -101,7 +101,7 @@ def words(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
 
 
 # Names that are also plain words: they count only as a whole string.
-PLAIN_WORDS = {"config", "constant", "joint", "sum"}
+PLAIN_WORDS = {"config", "constant", "images", "joint", "point", "sum", "synthetic", "table"}
 
 
 def foreign_names(text: str, identifier: bool, known: set[str]) -> set[str]:
@@ -187,6 +187,8 @@ FLAGS = {
         "TARGET",
         "--methods",
         "--seeds",
+        "--tune",
+        "--single-task-store",
         "--jobs",
         "--launcher",
         "--launcher-set",

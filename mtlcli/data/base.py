@@ -52,6 +52,13 @@ class ImageFeatures(Features):
 
 
 @dataclass(frozen=True)
+class PointFeatures(Features):
+    """No inputs but a number of rows: the losses are functions of a point that begins at `start`."""
+
+    start: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class JointFeatures(Features):
     """Several sources of rows, each with inputs of its own: `inputs["SOURCE/name"]` is what the source calls `name`."""
 
@@ -203,6 +210,26 @@ class Split(BaseSplit):
         return sum(t.nbytes for t in (*self.inputs.values(), *self.targets.values()))
 
 
+class ColumnUse(NamedTuple):
+    """What becomes of a column of a table."""
+
+    column: str
+    used_as: str  # numeric, boolean, date, categorical, label, key, split, or dropped
+    detail: str  # what was found in it, or why it is dropped
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """The rows of a new file, encoded as the training rows were."""
+
+    split: BaseSplit
+    rows: Sequence[int]  # the number in the file of each of them, from 1
+    left_out: int  # rows of the file that cannot be used
+    labels: tuple[str, ...]  # the tasks that the file has a column for
+    carried: Mapping[str, Sequence[Any]]  # columns that belong beside predictions, such as the key
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class MultiTaskData:
     """A dataset, ready to train on."""
@@ -216,17 +243,21 @@ class MultiTaskData:
     # What was fitted on the training rows and new files need, as plain values; it is kept with the run.
     fitted: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()  # what a person should know of these data: skipped rows, suspected leaks
+    columns: tuple[ColumnUse, ...] = ()  # of a table of one's own
 
-    def select(self, names: tuple[str, ...]) -> MultiTaskData:
-        """The same data with only the tasks `names`, in that order. The fingerprint stays."""
+    def select(self, names: tuple[str, ...], option: str = "tasks") -> MultiTaskData:
+        """The same data with only the tasks `names`, in that order. The fingerprint stays.
+
+        Raises OptionError about `option` for a name that is no task, or stands twice.
+        """
         by_name = {task.name: task for task in self.tasks}
         for name in names:
             if name not in by_name:
                 raise OptionError(
-                    "tasks", f"no task '{name}'{did_you_mean(name, by_name)}; there are: {', '.join(by_name)}"
+                    option, f"no task '{name}'{did_you_mean(name, by_name)}; there are: {', '.join(by_name)}"
                 )
         if len(set(names)) < len(names):
-            raise OptionError("tasks", f"each task once; found {', '.join(names)}")
+            raise OptionError(option, f"each task once; found {', '.join(names)}")
         splits = {split: part.select(names) for split, part in self.splits.items()}
         return replace(self, tasks=tuple(by_name[name] for name in names), splits=splits)
 
@@ -254,7 +285,14 @@ class Dataset(ABC):
     def load(self) -> MultiTaskData:
         """Read, split and encode all rows and all tasks. Raises MtlError naming the file, OptionError for an option."""
 
-    def read(self, path: Path, fitted: Mapping[str, Any]) -> BaseSplit:
+    def restore(self, fitted: Mapping[str, Any]) -> MultiTaskData:
+        """Tasks and features of a run from its `MultiTaskData.fitted`, without rows; the data may be gone.
+
+        Raises MtlError where this dataset cannot read new files.
+        """
+        raise MtlError(f"dataset '{self.name}' reads no files of one's own; new rows are for runs on a table")
+
+    def read(self, path: Path, fitted: Mapping[str, Any]) -> NewRows:
         """The rows of a new file, encoded as the training rows were; labels where it has them, missing elsewhere.
 
         Args:
@@ -263,7 +301,7 @@ class Dataset(ABC):
 
         Raises MtlError where the file does not fit, or where this dataset cannot read others.
         """
-        raise MtlError(f"{path}: dataset '{self.name}' has no files of one's own to read; train on a table for that")
+        raise MtlError(f"{path}: dataset '{self.name}' reads no files of one's own; new rows are for runs on a table")
 
 
 def fingerprint(definition: Mapping[str, object], splits: Mapping[str, Split]) -> str:

@@ -31,6 +31,11 @@ class Encoder(nn.Module, ABC):
     stem_features: int  # width of what stages[0] gives: features (B, D), or channels of maps (B, C, H, W)
     out_features: int
 
+    @staticmethod
+    def summary(stem: Tensor) -> Tensor:
+        """(B, stem_features) of what stages[0] gives, for gates: features themselves, maps averaged over positions."""
+        return stem.mean((2, 3)) if stem.dim() == 4 else stem
+
     def forward(self, inputs: Inputs) -> Tensor:
         """Run every stage in turn."""
         hidden = inputs

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from mtlcli.options import Options
 from mtlcli.tasks import Task
@@ -32,14 +33,31 @@ class HeadOptions(Options):
     dropout: float = Field(0.0, ge=0, lt=1, description="after every hidden activation")
 
 
-def build_head(task: Task, in_features: int, options: HeadOptions) -> nn.Sequential:
-    """A head that maps (B, in_features) to logits (B,) or (B, C), or to the regression value (B,) in training units."""
+def build_head(task: Task, in_features: int, options: HeadOptions) -> nn.Module:
+    """A head that maps (B, in_features) to logits (B,) or (B, C), or to the regression value (B,) in training units.
+
+    For an objective it is the objective itself, without parameters.
+    """
+    if task.objective is not None:
+        return Objective(task.objective)
     widths = (in_features, *options.hidden)
     layers: list[nn.Module] = [dense(*pair, options.activation, options.dropout) for pair in pairwise(widths)]
     layers.append(nn.Linear(widths[-1], task.num_outputs))
     if task.kind != "multiclass":
         layers.append(nn.Flatten(0))
     return nn.Sequential(*layers)
+
+
+class Objective(nn.Module):
+    """A function of the representation."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B,)."""
+        return self.function(features)
 
 
 def dense(

@@ -21,8 +21,8 @@ class MMoE(Trunk):
 
     x = stem(inputs); z_t = sum_e softmax(W_t x + b_t)_e expert_e(x). The stem is the encoder's stage 0, the experts are
     copies of its other stages, each with its own initial values. A gate reads the stem's output, averaged over
-    positions where it is a map. Shared: stem and experts; private to a task: its gate. Cut: the stacked experts
-    (E, B, ...) and what the gates read.
+    positions or atoms where there are any. Shared: stem and experts; private to a task: its gate. Cut: the stacked
+    experts (E, B, ...) and what the gates read.
 
     Options: `num_experts`. With one expert this is hard sharing.
 
@@ -48,7 +48,7 @@ class MMoE(Trunk):
                 "trunk 'mmoe': experts are made of the encoder's stages after the first, and this encoder has only "
                 "one; give it at least one more layer"
             )
-        self.stem = encoder.stages[0]
+        self.stem, self._summary = encoder.stages[0], encoder.summary
         others = (make_encoder() for _ in range(options.num_experts - 1))
         self.experts = nn.ModuleList(nn.Sequential(*each.stages[1:]) for each in (encoder, *others))
         self.gates = nn.ModuleDict({task: nn.Linear(encoder.stem_features, options.num_experts) for task in tasks})
@@ -60,7 +60,7 @@ class MMoE(Trunk):
         experts = torch.stack([expert(x) for expert in self.experts])
         # An alias, so that the gradient at the cut's second part holds the path through the gates and not the one
         # through the experts, which the first part already carries.
-        read = x.mean((2, 3)) if x.dim() == 4 else x.view_as(x)
+        read = self._summary(x.view_as(x))
         mixed = {task: mix(gate(read).softmax(1), experts) for task, gate in self.gates.items()}
         # Nothing to learn lies behind a stem without parameters.
         return Features(mixed, (experts, read) if read.requires_grad else (experts,))
