@@ -14,7 +14,7 @@ from mtlcli.errors import MtlError
 from mtlcli.runs import Run
 from mtlcli.yamlfile import flatten
 
-_NO_EFFECT = ("train.log_every_steps", "train.checkpoint_every_steps")  # keys that no result depends on
+NO_EFFECT = ("train.log_every_steps", "train.checkpoint_every_steps")  # keys that no result depends on
 _KINDS = {"method": str, "seed": int, "dataset": str, "fingerprint": str, "cost": dict}  # what is relied on
 
 
@@ -39,7 +39,7 @@ class Finished:
 
     def identity(self) -> str:
         """What its result follows from but the seed: runs that share it are seeds of one method."""
-        rest = {key: value for key, value in self.settings.items() if key not in ("train.seed", *_NO_EFFECT)}
+        rest = {k: v for k, v in self.settings.items() if k not in ("train.seed", *NO_EFFECT) and not _is_neutral(v)}
         return repr(sorted(rest.items()))
 
 
@@ -79,9 +79,15 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         key
         for key in keys
-        if key not in ("train.seed", *_NO_EFFECT)
-        and any(each.get(key, ...) != settings[0].get(key, ...) for each in settings)
+        if key not in ("train.seed", *NO_EFFECT)
+        and any(each.get(key) != settings[0].get(key) for each in settings)
+        and not all(_is_neutral(each.get(key)) for each in settings)
     ]
+
+
+def _is_neutral(value: Any) -> bool:
+    """Whether a key with this value does as much as one that is not there: older versions did not write newer keys."""
+    return not value
 
 
 def protocols(runs: Sequence[Finished]) -> list[Mapping[str, Any]]:

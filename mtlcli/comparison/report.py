@@ -38,6 +38,7 @@ def report(
     failures: Sequence[Mapping[str, Any]] = (),
     reference: str | None = None,
     folder: Path | None = None,
+    tuning: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The content of report.json.
 
@@ -48,6 +49,7 @@ def report(
         failures: `{"method", "seed", "error"}` of runs that did not finish; they become rows that say why.
         reference: the method that all others are tested against; None for equal weights, or else the first method.
         folder: where the report is written; runs inside of it are named relative to it.
+        tuning: where the runs' values come from a search, what it found, by method.
 
     Raises:
         MtlError: the runs cannot be compared, or the baseline or the reference is not among them.
@@ -83,7 +85,7 @@ def report(
         for method, found in outcomes.items()
     ]
     _test(rows, tested, about)
-    notes += _caveats(joint, outcomes, base or about) + _verdicts(rows, tested)
+    notes += _caveats(joint, outcomes, base or about, tuning) + _verdicts(rows, tested)
     _add_failures(rows, failures)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -101,6 +103,7 @@ def report(
             for task in tasks
         },
         "rows": rows,
+        **({"tuning": dict(tuning)} if tuning else {}),
         "notes": notes,
     }
 
@@ -184,8 +187,9 @@ def _label(runs: Sequence[Finished]) -> dict[str, list[Outcome]]:
         for group in groups.values():
             label = method
             if len(groups) > 1:
-                shown = (f"{key}={show(group[0].settings[key])}" for key in keys if key in group[0].settings)
-                label += f" [{', '.join(shown)}]"
+                settings = {key: value for run in group for key, value in run.settings.items()}
+                shown = [key for key in keys if key in settings] or keys
+                label += f" [{', '.join(f'{key}={show(settings.get(key))}' for key in shown)}]"
             _once_per_seed(group, f"'{label}'")
             outcomes[label] = [
                 Outcome(r.result["seed"], r.values, r.result["cost"], r.result.get("counts") or {}, (r.path,))
@@ -320,14 +324,25 @@ def _place(path: Path, folder: Path | None) -> str:
 
 
 def _caveats(
-    joint: Sequence[Finished], outcomes: Mapping[str, Sequence[Outcome]], about: Iterable[Metric]
+    joint: Sequence[Finished],
+    outcomes: Mapping[str, Sequence[Outcome]],
+    about: Iterable[Metric],
+    tuning: Mapping[str, Mapping[str, Any]] | None,
 ) -> list[str]:
+    searched = {key for study in (tuning or {}).values() for key in study["searched"]}
     notes = []
+    if tuning:
+        trials = max(study["trials"] for study in tuning.values())
+        notes.append(
+            f"the learning rate and the options of each method were tuned, with {trials} trials for every method; "
+            "values were chosen on val, never on test"
+        )
     if any(len(found) == 1 for found in outcomes.values()):
         notes.append("a method with one seed has no known spread (std is null)")
     if len({tuple(sorted(o.seed for o in found)) for found in outcomes.values()}) > 1:
         notes.append("not every method has the same seeds")
-    other = [key for key in differing([run.settings for run in joint]) if not key.startswith("weighting.")]
+    settings = [{key: value for key, value in run.settings.items() if key not in searched} for run in joint]
+    other = [key for key in differing(settings) if not key.startswith("weighting.")]
     if other:
         notes.append(f"these runs differ in more than the method and the seed: {', '.join(other)}")
     for metric in about:

@@ -406,6 +406,18 @@ def test_a_damaged_result(tmp_path: Path, content: str, words: str) -> None:
         read_runs([path])
 
 
+def test_runs_of_an_older_version_are_seeds_of_the_same_method(tmp_path: Path) -> None:
+    """A key that a run does not have counts as null, zero or empty, which is what new keys begin with."""
+    older = fake(tmp_path / "0", "ew", 0, SINGLE)
+    newer = fake(tmp_path / "1", "ew", 1, SINGLE, train__diagnostics_every=None, data__extra_batches=0)
+    other = fake(tmp_path / "2", "ew", 2, SINGLE, train__diagnostics_every=5)
+    made = report(read_runs([older, newer, other]), "none")
+    assert [(row["method"], row["seeds"]) for row in made["rows"]] == [
+        ("ew [train.diagnostics_every=null]", [0, 1]),
+        ("ew [train.diagnostics_every=5]", [2]),
+    ]
+
+
 def test_comparing_forty_runs_needs_no_torch(tmp_path: Path) -> None:
     paths = [str(fake(tmp_path / f"{n}", "ew", n, SINGLE)) for n in range(40)]
     script = (
