@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Sequence
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtlcli.errors import MtlError, Stopped, TrainingError
+from mtlcli import own_files
+from mtlcli.console import Checkpoint, CheckpointName, Device, Json, RunPath, output
+from mtlcli.errors import MtlError, Stopped
 
 if TYPE_CHECKING:
     from mtlcli.published import Published
-    from mtlcli.recipe import Recipe
-    from mtlcli.render import Target
 
 app = typer.Typer(
     help="Train one network on several tasks, decide how they share each update, compare what works.",
@@ -39,20 +37,11 @@ class SplitName(StrEnum):
     train = "train"
 
 
-class CheckpointName(StrEnum):
-    """Checkpoints that `mtl eval` reads."""
-
-    best = "best"
-    last = "last"
-
-
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Override a key, such as train.epochs=3. May be repeated."),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
 
 
 @app.command()
@@ -66,7 +55,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a recipe, score the test split, write a run directory."""
-    with _output(as_json, quiet) as (target, emit):
+    with output(as_json, quiet) as (target, emit):
         from mtlcli import recipe as recipes
         from mtlcli import render
 
@@ -93,26 +82,37 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
-    split: Annotated[SplitName, typer.Option("--split", help="The split to score.")] = SplitName.test,
-    checkpoint: Annotated[
-        CheckpointName, typer.Option("--checkpoint", help="The checkpoint to score.")
-    ] = CheckpointName.best,
+    run: RunPath,
+    split: Annotated[SplitName | None, typer.Option("--split", help="The split to score; test by default.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DATA", help="Score a new file instead, with the same columns.")
+    ] = None,
+    checkpoint: Checkpoint = CheckpointName.best,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Score a run's checkpoint on one split."""
-    with _output(as_json) as (target, emit):
+    """Score a run's checkpoint on one split, or on a new file."""
+    with output(as_json) as (target, emit):
         from mtlcli import render
         from mtlcli.runs import Run
 
         opened = Run.open(run)
-        from mtlcli.engine.inspect import evaluate_run
+        if data is not None and split is not None:
+            raise MtlError("--split names a part of the run's own data, and --data another file; give one of them")
+        from mtlcli.engine.inspect import evaluate_file, evaluate_run
 
-        values = evaluate_run(opened, split.value, checkpoint.value, device)
-        title = f"{values['method']} on {values['dataset']}, {values['split']} split ({values['rows']:,} rows)"
+        if data is not None:
+            values = evaluate_file(opened, data, checkpoint.value, device)
+            title = f"{values['method']} on {data} ({values['rows']:,} rows)"
+        else:
+            values = evaluate_run(opened, (split or SplitName.test).value, checkpoint.value, device)
+            title = f"{values['method']} on {values['dataset']}, {values['split']} split ({values['rows']:,} rows)"
         target.print(render.result(values, title))
         emit(values)
+
+
+app.command()(own_files.predict)
+app.command()(own_files.init)
 
 
 @app.command()
@@ -127,6 +127,12 @@ def compare(
         str | None,
         typer.Option("--seeds", metavar="0,1,2", help="Seeds that every method is trained with; 0,1,2 by default."),
     ] = None,
+    tune: Annotated[
+        int | None,
+        typer.Option(
+            "--tune", metavar="N", min=1, help="Trials that every method gets to find its values, chosen on val."
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs side by side.")] = 1,
     launcher: Annotated[
         str, typer.Option("--launcher", metavar="local|ray|slurm", help="Where runs are trained.")
@@ -139,6 +145,14 @@ def compare(
     ] = None,
     baseline: Annotated[
         str | None, typer.Option("--baseline", metavar="single_task|NAME|none", help="What improvement is measured on.")
+    ] = None,
+    single_task_store: Annotated[
+        str | None,
+        typer.Option(
+            "--single-task-store",
+            metavar="DIR|none",
+            help="Where finished single-task baselines are kept for other comparisons; runs/single_task by default.",
+        ),
     ] = None,
     reference: Annotated[
         str | None,
@@ -157,7 +171,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Train methods and seeds side by side, or compare finished runs."""
-    with _output(as_json) as (target, emit):
+    with output(as_json) as (target, emit):
         from mtlcli import render
         from mtlcli.comparison import discovery
         from mtlcli.comparison.report import report
@@ -165,9 +179,14 @@ def compare(
         theirs = _published(published)
         folders = [path for path in targets if path.is_dir()]
         failures: list[dict[str, Any]] = []
+        tuning: dict[str, dict[str, Any]] | None = None
         if len(folders) == len(targets):
-            if overrides or methods is not None or seeds is not None:
-                raise MtlError("--methods, --seeds and --set go with a recipe; these targets are run directories")
+            given = {"--methods": methods, "--seeds": seeds, "--set": overrides or None, "--tune": tune}
+            given["--single-task-store"] = single_task_store
+            wrong = [flag for flag, value in given.items() if value is not None]
+            if wrong:
+                verb = "goes" if len(wrong) == 1 else "go"
+                raise MtlError(f"{', '.join(wrong)} {verb} with a recipe; these targets are run directories")
             chosen = discovery.choose(targets)
         elif folders:
             other = next(path for path in targets if path not in folders)
@@ -176,22 +195,28 @@ def compare(
                 "directories, not both"
             )
         else:
+            from mtlcli.sweep import compare as sweep
+
             settings = [*([f"address={address}"] if address is not None else []), *(launcher_set or [])]
-            where = launcher, settings, jobs
-            fits = partial(_fits, reference, theirs)
-            paths, failures, out, baseline = _sweep(
-                targets,
-                overrides or [],
-                methods,
-                "0,1,2" if seeds is None else seeds,
-                baseline,
-                out,
-                target,
-                where,
-                fits,
+            request = sweep.Request(
+                files=targets,
+                overrides=overrides or [],
+                methods=methods,
+                seeds="0,1,2" if seeds is None else seeds,
+                baseline=baseline,
+                reference=reference,
+                out=out,
+                launcher=(launcher, settings, jobs),
+                tune=tune,
+                store=single_task_store,
             )
+            name = _name(targets[0])[0] if len(targets) == 1 else targets[0].resolve().parent.name
+            try:
+                paths, failures, out, baseline, tuning = sweep.train(request, theirs, name, target)
+            except sweep.Interrupted as stopped:
+                raise typer.Exit(128 + stopped.signal) from None
             chosen = discovery.read(paths)
-        values = report(chosen.runs, baseline, failures, reference, out)
+        values = report(chosen.runs, baseline, failures, reference, out, tuning)
         values["notes"] = [*chosen.notes, *values["notes"]]
         if theirs is not None:
             from mtlcli import published as tables
@@ -221,60 +246,6 @@ def _published(name: str | None) -> Published | None:
     return published.get(name)
 
 
-def _fits(reference: str | None, theirs: Published | None, recipes: Sequence[Recipe]) -> None:
-    """Refuse before anything is trained what the report would refuse: a reference or a protocol that does not fit."""
-    from mtlcli import published
-    from mtlcli.comparison.report import SINGLE_TASK, choose_reference
-
-    if reference is not None:
-        choose_reference(reference, [SINGLE_TASK, *(recipe.method for recipe in recipes)])
-    if theirs is not None:
-        metrics = {task: {m: about.model_dump() for m, about in of.items()} for task, of in theirs.metrics.items()}
-        empty = {"dataset": recipes[0].dataset.name, "metrics": metrics, "rows": []}
-        published.compare(theirs, empty, [recipe.as_dict() for recipe in recipes])
-
-
-def _sweep(
-    files: list[Path],
-    overrides: list[str],
-    methods: str | None,
-    seeds: str,
-    baseline: str | None,
-    out: Path | None,
-    target: Target,
-    where: tuple[str, list[str], int],
-    fits: Callable[[Sequence[Recipe]], None],
-) -> tuple[list[Path], list[dict[str, Any]], Path, str | None]:
-    """Train what is missing; paths of finished runs, failures, the folder, the baseline."""
-    from mtlcli import recipe as recipes
-    from mtlcli import render
-
-    loaded = [recipes.load(file, overrides) for file in files]
-    from mtlcli.comparison.report import SINGLE_TASK
-    from mtlcli.engine.train import Stop
-    from mtlcli.sweep import execute, plan
-
-    name = _name(files[0])[0] if len(files) == 1 else files[0].resolve().parent.name
-    launcher = execute.choose_launcher(*where)
-    fits(loaded if len(loaded) > 1 else plan.rivals(loaded[0], plan.parse_methods(methods, loaded[0])))
-    folder, planned, chosen = plan.lay_out(loaded, name, methods, seeds, baseline, out)
-    target.print(f"{len(planned)} runs in {folder}", soft_wrap=True)
-    stop = Stop()
-    view = render.SweepView(target)
-    with stop.listening(), view.running():
-        progress = execute.run_all(planned, launcher, folder, stop.requested, view.show)
-    unfinished = [p for p in progress if p.status != "finished"]
-    if stop.signal is not None and unfinished:
-        render.error(f"stopped; {len(unfinished)} runs are not finished. The same command goes on with them.")
-        raise typer.Exit(128 + stop.signal)
-    failures = [{"method": p.planned.method, "seed": p.planned.seed, "error": p.error or p.status} for p in unfinished]
-    done = [p.planned for p in progress if p.status == "finished"]
-    if not any(p.method != SINGLE_TASK for p in done):
-        reasons = (f"\n  {p.planned.label}, seed {p.planned.seed}: {p.error or p.status}" for p in unfinished)
-        raise TrainingError(f"{folder}: no method has a finished run, so there is nothing to compare{''.join(reasons)}")
-    return [p.path for p in done], failures, folder, chosen
-
-
 @app.command("list")
 def list_(
     kind: Annotated[
@@ -290,8 +261,8 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List what there is; with a name, its page."""
-    with _output(as_json) as (target, emit):
-        from mtlcli import catalogue, render
+    with output(as_json) as (target, emit):
+        from mtlcli import catalogue, pages, render
 
         if kind == catalogue.RUNS:
             from mtlcli.comparison import discovery
@@ -300,25 +271,25 @@ def list_(
             target.print(render.runs(values, target.width))
         elif kind is not None and name is not None:
             values = catalogue.page(kind, name)
-            target.print(render.page(values))
+            target.print(pages.page(values))
         else:
             values = catalogue.overview(kind)
-            target.print(render.listing(values))
+            target.print(pages.listing(values))
         emit(values)
 
 
 @app.command()
 def check(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:
     """Validate a recipe and describe it; trains nothing."""
-    with _output(as_json) as (target, emit):
+    with output(as_json) as (target, emit):
+        from mtlcli import pages
         from mtlcli import recipe as recipes
-        from mtlcli import render
 
         loaded = recipes.load(recipe, overrides or [])
         from mtlcli.engine.inspect import check as describe
 
         values = describe(loaded)
-        target.print(render.check(values, loaded.dump()))
+        target.print(pages.check(values, loaded.dump()))
         emit(values)
 
 
@@ -363,23 +334,3 @@ def _name(recipe: Path) -> tuple[str, Path | None]:
     if recipe.name == "recipe.yaml" and folder.joinpath("run.json").exists():
         return folder.resolve().name, folder
     return recipe.stem, None
-
-
-@contextmanager
-def _output(as_json: bool, quiet: bool = False) -> Iterator[tuple[Target, Callable[[Any], None]]]:
-    """The console for people, and what prints the JSON document if one is wanted.
-
-    With JSON, stdout is for that document alone: all else, even what a plugin prints, goes to stderr.
-    """
-    from mtlcli import render
-    from mtlcli.runs import to_json
-
-    stdout = sys.stdout
-
-    def emit(values: Any) -> None:
-        if as_json:
-            stdout.write(to_json(values, indent=2) + "\n")
-            stdout.flush()
-
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        yield render.console(quiet), emit

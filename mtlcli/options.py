@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtlcli.errors import MtlError, did_you_mean
+from mtlcli.search import declared
 from mtlcli.yamlfile import parse as parse_yaml
 from mtlcli.yamlfile import show
 
@@ -21,6 +24,12 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    def at(self, folder: Path) -> Self:
+        """The same options with every path (a field of type Path, at any depth) taken from `folder`, links left as they
+        are."""
+        changed = {name: found for name, value in self if (found := _located(value, folder)) is not value}
+        return self.model_copy(update=changed) if changed else self
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -41,6 +50,7 @@ class Field(NamedTuple):
     default: Any
     required: bool
     description: str
+    searched: dict[str, Any] | None  # where tuning looks for it, if anywhere
 
 
 def check(
@@ -69,16 +79,28 @@ def parse(cls: type[OptionsT], raw: Mapping[str, Any], what: str) -> OptionsT:
     return options
 
 
+def _located(value: Any, folder: Path) -> Any:
+    if isinstance(value, Path):
+        return Path(os.path.abspath(folder / value.expanduser()))
+    if isinstance(value, Options):
+        return value.at(folder)
+    if isinstance(value, list | tuple) and any(isinstance(item, Path | Options) for item in value):
+        return type(value)(_located(item, folder) for item in value)
+    return value
+
+
 def fields(cls: type[Options]) -> list[Field]:
     """Every option of `cls` with its allowed values, default and description."""
     schema = cls.model_json_schema()
+    spaces = declared(cls)
     found = []
     for name, info in cls.model_fields.items():
         node = schema["properties"][info.alias or name]
         default = None if info.is_required() else info.get_default(call_default_factory=True)
         if isinstance(default, BaseModel):
             default = default.model_dump(mode="json")
-        found.append(Field(name, _describe(node, schema), default, info.is_required(), info.description or ""))
+        allowed, searched = _describe(node, schema), spaces[name].as_json() if name in spaces else None
+        found.append(Field(name, allowed, default, info.is_required(), info.description or "", searched))
     return found
 
 

@@ -29,6 +29,8 @@ class DataSection(Options):
         0, description="further training batches a step, drawn independently, for methods that need them"
     )
     tasks: list[str] | None = Field(None, min_length=1, description="the tasks to train, in order; null takes all")
+    # For data whose own key `tasks` says what the tasks are.
+    only: list[str] | None = Field(None, min_length=1, description="of `tasks`, those to train, in order; null: all")
 
 
 class GradientSection(Options):
@@ -195,14 +197,14 @@ def parse_override(text: str) -> tuple[str, Any]:
 def from_values(
     values: Mapping[str, Any], title: str, lines: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> Recipe:
-    """Check plain values. `title` names them in messages; plugin files are taken from `folder`.
+    """Check plain values. `title` names them in messages; files of plugins and options are taken from `folder`.
 
     Raises:
         MtlError: every problem at once.
     """
     from mtlcli.models.heads import HeadOptions
 
-    read = _Reader()
+    read = _Reader(folder or Path())
     top = read.map("", values, _SECTIONS)
     own = read.options(PluginsAndMetrics, "", {"plugins": top["plugins"]} if top.get("plugins") is not None else {})
     plugins = [_absolute(plugin, folder) for plugin in own.plugins] if own else []
@@ -270,7 +272,8 @@ class _Reader:
     What cannot be built comes back as None, and then there is a problem that says why.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.problems: list[Problem] = []
 
     def add(self, path: str, message: str) -> None:
@@ -298,7 +301,7 @@ class _Reader:
             return None
         built, found = check(cls, {str(key): item for key, item in (value or {}).items()}, path, also_known)
         self.problems += found
-        return built
+        return None if built is None else built.at(self.folder)
 
     def part(self, path: str, value: Any, among: Registry[Any], common: type[Options] | None = None) -> tuple[Any, Any]:
         """A section with a `name`: the named class's options, and those that every class here shares."""
@@ -308,9 +311,10 @@ class _Reader:
             self.map(path, value)
             return None, None
         value = value or {}
-        shared_keys = known_keys(common) if common else ()
-        shared = self.options(common, path, {k: v for k, v in value.items() if k in shared_keys}) if common else None
         name = value.get("name", DEFAULTS.get(path))
+        own_keys = known_keys(among.get(name).Options) if name in among.names() else ()
+        shared_keys = tuple(key for key in known_keys(common) if key not in own_keys) if common else ()
+        shared = self.options(common, path, {k: v for k, v in value.items() if k in shared_keys}) if common else None
         if name is None:
             self.add(f"{path}.name", f"is required: one of {', '.join(among.names())}")
             return None, shared

@@ -141,7 +141,7 @@ def result(values: Mapping[str, Any], title: str) -> Group:
         notes.append(Text(_cost_line(values, cost), style="dim"))
     for what, times in values.get("counts", {}).items():
         notes.append(Text(f"{what}: {times} times", style="yellow"))
-    return Group(table, *notes)
+    return Group(table, *notes, *(Text(note, style="yellow") for note in values.get("notes", ())))
 
 
 def report(values: Mapping[str, Any], width: int) -> Group:
@@ -243,6 +243,7 @@ class SweepView:
 
     def __init__(self, target: Console) -> None:
         self.console = target
+        self.total: int | None = None  # how many runs there will be, where not all are known from the beginning
         self._said: dict[str, str] = {}
         self._live: Live | None = None
 
@@ -263,59 +264,23 @@ class SweepView:
             if item.status in ("finished", "failed") and self._said.get(key) != item.status:
                 self._said[key] = item.status
                 done = sum(p.status in ("finished", "failed") for p in progress)
-                words = f"[{done}/{len(progress)}] {item.planned.label} seed {item.planned.seed}: {item.status}"
-                self.console.print(words + (f": {item.error}" if item.error else ""), soft_wrap=True)
+                words = f"[{done}/{self.total or len(progress)}] {item.planned.label} seed {item.planned.seed}"
+                about = [part for part in (item.status, item.error, item.note) if part]
+                self.console.print(f"{words}: {': '.join(about)}", soft_wrap=True)
         if self._live is not None:
             self._live.update(self._draw(progress))
 
     def _draw(self, progress: Sequence[Any]) -> Group:
         done = sum(p.status == "finished" for p in progress)
         failed = sum(p.status == "failed" for p in progress)
-        head = Text(f"{done} of {len(progress)} runs finished" + (f", {failed} failed" if failed else ""), style="bold")
+        words = f"{done} of {self.total or len(progress)} runs finished"
+        head = Text(words + (f", {failed} failed" if failed else ""), style="bold")
         table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
         for item in (p for p in progress if p.status == "running"):
             share = f"{100 * item.step / item.steps:3.0f}%" if item.steps else "starting"
             losses = "  ".join(f"{task} {_number(loss)}" for task, loss in item.losses.items())
             table.add_row(item.planned.label, f"seed {item.planned.seed}", share, losses)
         return Group(head, table)
-
-
-def check(values: Mapping[str, Any], recipe: str) -> Group:
-    """The resolved recipe, the data, the parameter counts."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("task", "kind", "labelled rows (train / val / test)", "metrics", "parameters"):
-        table.add_column(heading, justify="right" if heading == "parameters" else "left")
-    for task, about in values["tasks"].items():
-        labelled = " / ".join(f"{about['labelled'][split]:,}" for split in ("train", "val", "test"))
-        own = f"{values['parameters'][task]:,}"
-        table.add_row(task, about["kind"], labelled, ", ".join(about["metrics"]), own)
-    extra = values["parameters"]["weighting"]
-    rows = ", ".join(f"{count:,} {name}" for name, count in values["rows"].items())
-    lines = [
-        Text(recipe.rstrip()),
-        Text(),
-        Text(f"method {values['method']}; rows: {rows}; {values['steps_per_epoch']:,} steps per epoch"),
-        Text(
-            f"{values['parameters']['shared']:,} shared parameters" + (f", {extra:,} of the weighting" if extra else "")
-        ),
-    ]
-    warnings = [Text.assemble(("warning: ", "bold yellow"), message) for message in values["warnings"]]
-    return Group(*lines, table, *warnings)
-
-
-def listing(values: Mapping[str, Any]) -> Group:
-    """Everything that is registered, by kind."""
-    parts: list[Any] = []
-    for kind, entries in values.items():
-        table = Table(
-            title=kind, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 2)
-        )
-        table.add_column(no_wrap=True)
-        table.add_column()
-        for entry in entries:
-            table.add_row(entry["name"], entry["summary"])
-        parts += [table, Text()]
-    return Group(*parts[:-1])
 
 
 def runs(values: Mapping[str, Any], width: int) -> Group:
@@ -353,20 +318,6 @@ def _age(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds // size} {unit}"
     return f"{seconds} s"
-
-
-def page(values: Mapping[str, Any]) -> Group:
-    """One thing's page: its docstring and its options."""
-    parts: list[Any] = [Text(f"{values['name']} ({values['kind']})", style="bold"), Text(values["doc"])]
-    if values["options"]:
-        table = Table(title="options", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        for heading in ("name", "default", "allowed", "meaning"):
-            table.add_column(heading)
-        for option in values["options"]:
-            default = "required" if option["required"] else str(option["default"])
-            table.add_row(option["name"], default, option["allowed"], option["description"])
-        parts += [Text(), table]
-    return Group(*parts)
 
 
 def _cost_line(values: Mapping[str, Any], cost: Mapping[str, Any]) -> str:

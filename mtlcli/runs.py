@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mtlcli.recipe import Recipe
 
 SCHEMA_VERSION = 1
+ASIDE = ".aside"  # a folder with this file in it holds runs that count only where that folder itself is named
 
 
 class Run:
@@ -42,13 +43,23 @@ class Run:
     recipe_file = property(lambda self: self.path / "recipe.yaml")
     info_file = property(lambda self: self.path / "run.json")
     events_file = property(lambda self: self.path / "events.jsonl")
+    preprocessing_file = property(lambda self: self.path / "preprocessing.json")
     result_file = property(lambda self: self.path / "result.json")
     last = property(lambda self: self.path / "last.pt")
     best = property(lambda self: self.path / "best.pt")
 
     @classmethod
-    def create(cls, path: Path | None, name: str, recipe: str, info: Mapping[str, Any]) -> Run:
+    def create(
+        cls,
+        path: Path | None,
+        name: str,
+        recipe: str,
+        info: Mapping[str, Any],
+        fitted: Mapping[str, Any] | None = None,
+    ) -> Run:
         """A new run at `path`, or at a new numbered name under `runs/`, with recipe.yaml and run.json in it.
+
+        `fitted`, what new rows need to be encoded, becomes preprocessing.json.
 
         The folder appears complete or not at all. Raises MtlError where a run, or anything else, is already.
         """
@@ -66,6 +77,8 @@ class Run:
                 (made / "recipe.yaml").write_text(recipe, encoding="utf-8")
                 text = to_json({"schema_version": SCHEMA_VERSION, **info}, indent=2)
                 (made / "run.json").write_text(text + "\n", encoding="utf-8")
+                if fitted is not None:
+                    (made / "preprocessing.json").write_text(to_json(fitted, indent=1) + "\n", encoding="utf-8")
                 for number in count(2):
                     try:
                         os.rename(made, target)  # onto nothing, or onto an empty folder
@@ -108,21 +121,10 @@ class Run:
     @contextmanager
     def lock(self, wait: bool = False) -> Iterator[None]:
         """Hold the directory, so that no two processes train the same run. The lock goes with the process."""
-        with disk_errors(self.path, MtlError):
-            handle = open(self.path / ".lock", "a")  # noqa: SIM115 - closed below, however the body ends
-        try:
-            # A second's patience: a process that only asks whether the run is locked holds it for a moment.
-            for left in count(10, -1):
-                if _flock(handle):
-                    break
-                if left <= 0 and not wait:
-                    raise MtlError(f"{self.path}: another process is training this run; wait for it, or stop it")
-                time.sleep(0.1)
+        with lock(self.path, f"{self.path}: another process is training this run; wait for it, or stop it", wait):
             for left_over in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 left_over.unlink(missing_ok=True)
             yield
-        finally:
-            handle.close()
 
     def is_locked(self) -> bool:
         """Whether another process is training this run now."""
@@ -159,6 +161,14 @@ class Run:
             )
         return found
 
+    def fitted(self) -> dict[str, Any]:
+        """preprocessing.json. Raises MtlError where the run has none, or it is damaged."""
+        if not self.preprocessing_file.exists():
+            raise MtlError(
+                f"{self.path}: has no preprocessing.json, so it cannot read new files; runs on a table of one's own can"
+            )
+        return read_json(self.preprocessing_file)
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json."""
         replace_file(self.result_file, (to_json(result, indent=2) + "\n").encode())
@@ -167,7 +177,7 @@ class Run:
         """Add a line to events.jsonl."""
         with disk_errors(self.events_file):
             if self._events is None:
-                _cut_torn_line(self.events_file)
+                cut_torn_line(self.events_file)
                 self._events = open(self.events_file, "a", encoding="utf-8")  # noqa: SIM115
             self._events.write(to_json(event) + "\n")
             self._events.flush()
@@ -265,6 +275,12 @@ def replace_file(path: Path, content: bytes) -> None:
             raise
 
 
+def set_aside(folder: Path) -> None:
+    """Mark `folder` as one whose runs count only where it is named itself."""
+    if not folder.joinpath(ASIDE).exists():
+        folder.joinpath(ASIDE).touch()
+
+
 @contextmanager
 def disk_errors(path: Path, kind: type[MtlError] = TrainingError) -> Iterator[None]:
     """Turn an error of the file system into one message about `path`."""
@@ -273,6 +289,27 @@ def disk_errors(path: Path, kind: type[MtlError] = TrainingError) -> Iterator[No
     except OSError as error:
         saved = "; what was saved before is untouched" if kind is TrainingError else ""
         raise kind(f"{path}: cannot be written: {error.strerror or error}{saved}") from error
+
+
+@contextmanager
+def lock(folder: Path, busy: str, wait: bool = False) -> Iterator[None]:
+    """Hold `folder` against other processes; the lock goes with the process.
+
+    Raises MtlError with the message `busy` where another one holds it, unless asked to wait for that one.
+    """
+    with disk_errors(folder, MtlError):
+        handle = open(folder / ".lock", "a")  # noqa: SIM115 - closed below, however the body ends
+    try:
+        # A second's patience: a process that only asks whether a run is locked holds it for a moment.
+        for left in count(10, -1):
+            if _flock(handle):
+                break
+            if left <= 0 and not wait:
+                raise MtlError(busy)
+            time.sleep(0.1)
+        yield
+    finally:
+        handle.close()
 
 
 def _flock(handle: IO[str]) -> bool:
@@ -286,7 +323,7 @@ def _flock(handle: IO[str]) -> bool:
     return True
 
 
-def _cut_torn_line(path: Path) -> None:
+def cut_torn_line(path: Path) -> None:
     """Shorten the file to its last whole line: what follows was half-written when a process was killed."""
     if not path.exists() or not path.stat().st_size:
         return

@@ -37,6 +37,7 @@ SECTIONS = (
     recipe.PluginsAndMetrics,
     HeadOptions,
 )
+RICH_FILES = {"render.py", "pages.py"}
 AUTOGRAD_FILES = {"engine/step.py", "engine/rows.py", "engine/view.py", "engine/closures.py"}  # the step, its two views
 
 
@@ -138,9 +139,9 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=label)
-def test_rich_is_imported_by_render_alone(path: Path) -> None:
+def test_rich_is_imported_where_things_are_shown_alone(path: Path) -> None:
     rich = [name for name in imported(parsed(path)) if name.split(".")[0] == "rich"]
-    assert bool(rich) == (label(path) == "render.py")
+    assert bool(rich) == (label(path) in RICH_FILES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=label)
@@ -182,7 +183,9 @@ def test_every_key_of_a_recipe_is_described(section: type[Options]) -> None:
 
 FLAGS = {
     "train": ["RECIPE", "--set", "--out", "--device", "--resume", "--quiet", "--json"],
-    "eval": ["RUN", "--split", "--checkpoint", "--device", "--json"],
+    "eval": ["RUN", "--split", "--data", "--checkpoint", "--device", "--json"],
+    "predict": ["RUN", "DATA", "--out", "--checkpoint", "--device", "--json"],
+    "init": ["RECIPE", "--from", "--task", "--force", "--json"],
     "compare": [
         "TARGET",
         "--methods",
@@ -203,7 +206,7 @@ FLAGS = {
     "list": ["KIND", "NAME", "--json"],
     "check": ["RECIPE", "--set", "--json"],
 }
-ARGUMENTS = {"recipe": "RECIPE", "run": "RUN", "targets": "TARGET", "kind": "KIND", "name": "NAME"}
+ARGUMENTS = {"recipe": "RECIPE", "run": "RUN", "targets": "TARGET", "kind": "KIND", "name": "NAME", "data": "DATA"}
 
 
 def test_the_flags_are_frozen() -> None:

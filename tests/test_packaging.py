@@ -57,6 +57,7 @@ def test_wheel_and_sdist_hold_what_they_should(tmp_path: Path) -> None:
         entry = archive.read("mtlcli-0.1.0.dist-info/entry_points.txt").decode()
     sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "mtlcli").rglob("*.py")}
     data = [*(ROOT / "mtlcli" / "comparison" / "assets").iterdir(), *(ROOT / "mtlcli" / "published").glob("*.yaml")]
+    data += (ROOT / "mtlcli" / "data" / "files").iterdir()
     files = {p.relative_to(ROOT).as_posix() for p in data}
     assert {*sources, *files, "mtlcli/py.typed", "mtlcli/data/files/census.parquet"} <= held
     assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in held}

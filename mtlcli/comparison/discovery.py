@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mtlcli.comparison.finished import Finished, read_run
 from mtlcli.errors import MtlError
-from mtlcli.runs import Run
+from mtlcli.runs import ASIDE, Run
 
 RUNS = Path("runs")  # where runs are written that are not told where
 
@@ -82,13 +82,13 @@ def read(paths: Sequence[Path]) -> Chosen:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """Every run in `folder` at any depth, by name; what stands inside a run is not looked at."""
+    """Every run in `folder` at any depth, by name; what stands inside a run, or is set aside, is not looked at."""
     found = []
     for above, folders, files in os.walk(folder):
         if "run.json" in files and Path(above) != folder:
             folders.clear()
             found.append(Path(above))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and not Path(above, n, ASIDE).exists())
     return found
 
 

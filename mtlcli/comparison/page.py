@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mtlcli.comparison import tabular
 from mtlcli.comparison.figures import curves, data
 from mtlcli.runs import replace_file, to_json
 
@@ -51,6 +52,7 @@ def document(report: Mapping[str, Any], histories: Mapping[str, curves.History])
     """What the script draws: the report, and what the figures show of it."""
     return {
         "report": report,
+        "tuned": tabular.tuned(report),
         "order": data.order(report),
         "gains": {
             task: {method: gain._asdict() for method, gain in by_method.items()}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtlcli.comparison import significance
+from mtlcli.search import words
+from mtlcli.yamlfile import show
 
 Rows = Sequence[Mapping[str, Any]]
 MARKS = {significance.BETTER: "+", significance.WORSE: "-", significance.WITHIN_SPREAD: "~"}
@@ -89,8 +91,8 @@ def legend(report: Mapping[str, Any]) -> list[str]:
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
-    """The report's notes, how often solvers fell back, and where published values come from."""
-    found = list(report["notes"])
+    """The report's notes, what was tuned, how often solvers fell back, and where published values come from."""
+    found = [*report["notes"], *tuned(report)]
     for row in rows(report):
         for event, times in row["counts"].items():
             found.append(f"{row['method']}: {event}: {times:,} times in {len(row['seeds'])} runs")
@@ -107,6 +109,22 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         found += [f"{row['method']}: {row['note']}" for row in published["rows"] if row["note"]]
         found += published["notes"]
     return found
+
+
+def tuned(report: Mapping[str, Any]) -> list[str]:
+    """What tuning found, a line for each method and single task."""
+    lines = []
+    for name, study in (report.get("tuning") or {}).items():
+        failed = f", {study['failed']} of them failed" if study["failed"] else ""
+        if study["val_delta_m"] is None:
+            lines.append(f"tuned {name}: none of {study['trials']} trials has a score{failed}")
+            continue
+        values = (f"{key}={show(value)} ({words(study['searched'][key])})" for key, value in study["values"].items())
+        lines.append(
+            f"tuned {name}: {', '.join(values)}; the best of {study['trials']} trials{failed}: delta_m "
+            f"{study['val_delta_m']:+z.2f} % on val against its first"
+        )
+    return lines
 
 
 def _deltas(report: Mapping[str, Any], shown: Rows, published: Mapping[str, Mapping[str, Any]]) -> list[Column]:

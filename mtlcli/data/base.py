@@ -220,8 +220,9 @@ class ColumnUse(NamedTuple):
 
 @dataclass(frozen=True)
 class NewRows:
-    """The rows of a new file, encoded as the training rows were."""
+    """The rows of new files, encoded as the training rows were."""
 
+    files: tuple[Path, ...]
     split: BaseSplit
     rows: Sequence[int]  # the number in the file of each of them, from 1
     left_out: int  # rows of the file that cannot be used

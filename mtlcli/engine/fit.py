@@ -101,6 +101,8 @@ class Fit:
             resumed=self._resumed,
         )
         if not self._resumed:
+            for note in self.prepared.data.notes:
+                yield Warned(note)
             self._save()
         self.model.train()
         while self.epoch < train.epochs:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from mtlcli.data.base import NewRows
 from mtlcli.engine.evaluate import evaluate
 from mtlcli.engine.fit import load_model
-from mtlcli.engine.prepare import Prepared, choose_device, prepare, scale_warning, step_for
+from mtlcli.engine.prepare import Prepared, choose_device, dataset, prepare, scale_warning, step_for
 from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.recipe import Recipe
 from mtlcli.runs import SCHEMA_VERSION, Run, read_recipe
@@ -42,6 +45,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
             **{task: sum(p.numel() for p in own) for task, own in model.task_parameters().items()},
             "weighting": sum(p.numel() for p in loss.learnable()),
         },
+        "columns": [use._asdict() for use in prepared.data.columns],
         "warnings": [*prepared.data.notes, *([warning] if warning else [])],
     }
 
@@ -78,8 +82,49 @@ def evaluate_run(run: Run, split: str, checkpoint: str, device: str) -> dict[str
     }
 
 
+def evaluate_file(run: Run, path: Path, checkpoint: str, device: str) -> dict[str, Any]:
+    """Score a new file with one of the run's checkpoints. The data that the run was trained on are not read."""
+    prepared, clock, rows = new_rows(run, path, checkpoint, device)
+    if not rows.labels:
+        raise MtlError(f"{path}: has no column with labels, so there is nothing to score; mtl predict needs none")
+    tasks = prepared.data.tasks
+    lacking = [task.name for task in tasks if task.name not in rows.labels]
+    notes = [*rows.notes, *(f"task '{name}': the file has no column with its labels" for name in lacking)]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": str(run.path),
+        "method": prepared.recipe.method,
+        "seed": prepared.recipe.train.seed,
+        "dataset": prepared.recipe.dataset.name,
+        "fingerprint": prepared.data.fingerprint,
+        "data": str(path),
+        "rows": len(rows.split),
+        "left_out": rows.left_out,
+        "checkpoint": checkpoint,
+        "step": clock["step"],
+        "tasks": {
+            task: score.as_json()
+            for task, score in evaluate(prepared.model, tasks, rows.split, prepared.metrics, prepared.autocast).items()
+        },
+        "notes": notes,
+    }
+
+
+def new_rows(run: Run, path: Path, checkpoint: str, device: str) -> tuple[Prepared, dict[str, Any], NewRows]:
+    """The model of a run, built from what it keeps, the checkpoint's clock, and the rows of a new file on its device.
+
+    Raises MtlError where the run keeps nothing to read new files with, or the file does not fit.
+    """
+    recipe, fitted = read_recipe(run), run.fitted()
+    rows = dataset(recipe).read(path, fitted)
+    prepared = prepare(recipe, choose_device(device), fitted)
+    clock = load_model(prepared, run.path / f"{checkpoint}.pt")
+    return prepared, clock, replace(rows, split=rows.split.to(prepared.device))
+
+
 def _first_losses(prepared: Prepared) -> dict[str, float]:
     """Losses of the untrained model on the first rows of the training split."""
-    batch = next(prepared.data.splits["train"].batches(prepared.recipe.data.batch_size))
+    recipe = prepared.recipe
+    batch = next(iter(prepared.data.splits["train"].loader(recipe.data.batch_size, recipe.train.seed).epoch(0)))
     scores = evaluate(prepared.model, prepared.data.tasks, [batch], {task.name: () for task in prepared.data.tasks})
     return {task: score.loss for task, score in scores.items() if score.loss is not None}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from mtlcli import metrics, registry
-from mtlcli.data.base import Features, JointFeatures, MultiTaskData
+from mtlcli.data.base import Dataset, Features, JointFeatures, MultiTaskData
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.step import Step
 from mtlcli.errors import MtlError, OptionError, did_you_mean
@@ -72,13 +73,16 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", number)
 
 
-def prepare(recipe: Recipe, device: torch.device) -> Prepared:
+def prepare(recipe: Recipe, device: torch.device, fitted: Mapping[str, Any] | None = None) -> Prepared:
     """Read the data, build and seed the model.
+
+    Args:
+        fitted: what a run keeps of its data (`MultiTaskData.fitted`); with it none are read, and there are no splits.
 
     Raises:
         MtlError: an option does not fit the data, or a task, metric or column is unknown; with its place in the recipe.
     """
-    data = load_data(recipe)
+    data = load_data(recipe) if fitted is None else _chosen(recipe, dataset(recipe).restore(fitted))
     with placed(recipe, "model.encoder"):
         encoder_class = registry.encoders.get(recipe.encoder.name)
 
@@ -143,11 +147,21 @@ def step_for(prepared: Prepared, loss: LossWeighting, gradient: GradientWeightin
 def load_data(recipe: Recipe) -> MultiTaskData:
     """The recipe's data, with its choice of tasks and its held-out part."""
     with placed(recipe, "data"):
-        data = registry.datasets.get(recipe.dataset.name)(recipe.dataset.options).load()
-        if recipe.data.tasks is not None:
-            data = data.select(tuple(recipe.data.tasks))
+        data = _chosen(recipe, dataset(recipe).load())
         if recipe.data.held_out:
             data = data.hold_out(recipe.data.held_out, recipe.train.seed)
+    return data
+
+
+def dataset(recipe: Recipe) -> Dataset:
+    """The recipe's dataset; nothing is read."""
+    return registry.datasets.get(recipe.dataset.name)(recipe.dataset.options)
+
+
+def _chosen(recipe: Recipe, data: MultiTaskData) -> MultiTaskData:
+    for key, names in (("tasks", recipe.data.tasks), ("only", recipe.data.only)):
+        if names is not None:
+            data = data.select(tuple(names), key)
     return data
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -91,7 +91,8 @@ def train(
             return existing, existing.result()
         # Everything that can be wrong with a recipe shows before there is a folder for it.
         fit = Fit(prepare(recipe, chosen), existing or Run(out or Path(name)), ranks, stop.requested)
-        run = fit.run = existing or _create(recipe, name, out, resume, ranks, str(chosen))
+        fitted = fit.prepared.data.fitted
+        run = fit.run = existing or _create(recipe, name, out, resume, ranks, str(chosen), fitted)
         if ranks.rank == 0:
             stack.enter_context(run.lock(wait))
         stack.callback(run.close)
@@ -159,12 +160,20 @@ def _existing(recipe: Recipe, name: str, out: Path | None) -> Run | None:
     return run
 
 
-def _create(recipe: Recipe, name: str, out: Path | None, resume: bool, ranks: Ranks, device: str) -> Run:
+def _create(
+    recipe: Recipe,
+    name: str,
+    out: Path | None,
+    resume: bool,
+    ranks: Ranks,
+    device: str,
+    fitted: Mapping[str, Any] | None,
+) -> Run:
     path: list[str | None] = [None]
     if ranks.rank == 0:
         info = {"status": "running", "pid": os.getpid(), "device": device, "ranks": ranks.world, **provenance()}
         try:
-            run = Run.create(out, name, recipe.dump(), info)
+            run = Run.create(out, name, recipe.dump(), info, fitted)
         except MtlError:
             found = _existing(recipe, name, out) if resume else None  # made by another process in the meantime
             if found is None:

@@ -29,6 +29,8 @@ class Progress:
     steps: int = 0
     losses: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
+    note: str | None = None  # what a person should know besides, such as where a finished run was taken from
+    said: str | None = None  # the status with which the run says that it ended; it counts once the job is over
 
 
 def choose_launcher(name: str, settings: Sequence[str], jobs: int) -> Launcher:
@@ -56,15 +58,34 @@ def run_all(
     folder: Path,
     stopped: Callable[[], bool],
     show: Callable[[Sequence[Progress]], None],
+    store: Path | None = None,
+    after: Callable[[Progress], Planned | None] = lambda item: None,
 ) -> list[Progress]:
     """Train what is not finished yet, as many runs at a time as the launcher takes, and say how each ended.
 
     When `stopped` says so, running jobs are asked to save and end, and the rest is left for the next call.
 
+    Args:
+        store: where runs that name their data's fingerprint are looked for before, and kept after.
+        after: the run that follows from how one ended, if any; not called for one that was asked to stop.
+
     Raises MtlError where a planned folder holds a run of another recipe, or the launcher cannot begin.
     """
-    progress = [Progress(p) for p in planned]
-    queue = deque(p for p in progress if not _is_finished(p))
+    progress: list[Progress] = []
+    queue: deque[Progress] = deque()
+
+    def take_in(following: Planned | None) -> None:
+        """Queue a run; where it is finished already, what follows it."""
+        while following is not None:
+            item = Progress(following)
+            progress.append(item)
+            if not _is_finished(item):
+                queue.append(item)
+                return
+            following = after(item)
+
+    for each in planned:
+        take_in(each)
     if not queue:
         return progress
     threads = max(1, len(os.sched_getaffinity(0)) // launcher.jobs)
@@ -75,9 +96,7 @@ def run_all(
             while queue and len(active) < launcher.jobs and not stopped():
                 slot = min(set(range(launcher.jobs)) - {slot for _, slot in active.values()})
                 item = queue.popleft()
-                recipe, path = item.planned.recipe, item.planned.path
-                work = Work(recipe.as_dict(), recipe.title, str(path.resolve()), slot, threads)
-                active[launcher.start(work)] = item, slot
+                active[launcher.start(_work(item.planned, slot, threads, store))] = item, slot
                 item.status = "running"
             if stopped():
                 queue.clear()
@@ -88,17 +107,27 @@ def run_all(
             launcher.wait(list(active))
             for job, (item, _) in list(active.items()):
                 for name, value in job.news().items():
-                    setattr(item, name, value)
+                    setattr(item, "said" if name == "status" else name, value)
                 reason = job.ended()
                 if reason is not None:
                     del active[job]
                     _settle(item, reason, asked)
+                    if not (asked and item.status == "interrupted"):
+                        take_in(after(item))
             show(progress)
     return progress
 
 
+def _work(planned: Planned, slot: int, threads: int, store: Path | None) -> Work:
+    recipe, fingerprint = planned.recipe, planned.fingerprint
+    place = str(store.resolve()) if store is not None and fingerprint is not None else None
+    return Work(recipe.as_dict(), recipe.title, str(planned.path.resolve()), slot, threads, place, fingerprint)
+
+
 def _settle(item: Progress, reason: str, asked: bool) -> None:
     """Decide how a run ended once its job is over; `asked` says whether it was told to stop."""
+    if item.said in ("failed", "interrupted"):
+        item.status = item.said
     if item.status in ("failed", "interrupted") or _is_finished(item):
         return
     if asked or reason == "interrupted":

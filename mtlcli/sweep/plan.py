@@ -18,6 +18,7 @@ from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.options import Options
 from mtlcli.recipe import DEFAULTS, GradientSection, Recipe, differences, from_values, method_name
 from mtlcli.runs import disk_errors, read_json, replace_file, to_json
+from mtlcli.search import Search
 
 PLAN_FILE = "compare.json"
 SEEDS_END = 2**31  # as in the recipe's train.seed
@@ -32,30 +33,34 @@ class Planned:
     seed: int
     recipe: Recipe
     path: Path
+    fingerprint: str | None = None  # of its data, where its result may come from the store
 
 
 def lay_out(
-    recipes: Sequence[Recipe], name: str, methods: str | None, seeds: str, baseline: str | None, out: Path | None
+    base: Recipe, contestants: Sequence[Recipe], name: str, seeds: str, baseline: str | None, out: Path | None
 ) -> tuple[Path, list[Planned], str | None]:
     """Everything that can be checked before anything is trained: the folder, its runs, the baseline as a row's name.
 
-    One recipe is trained with each of `methods`; of several, each is a method of its own.
-
-    Raises MtlError for a method, seed or baseline that does not exist or does not fit, for recipes that differ in more
-    than their methods, or a folder that is taken.
+    Raises MtlError for a seed or baseline that does not exist or does not fit, or a folder that is taken.
     """
-    if len(recipes) == 1:
-        base, contestants = recipes[0], rivals(recipes[0], parse_methods(methods, recipes[0]))
-    elif methods is not None:
-        raise MtlError("--methods goes with one recipe; of several recipes, each is a method of its own")
-    else:
-        base, contestants = _common(recipes), list(recipes)
     chosen = _baseline(baseline, [(rival.loss.name, rival.gradient.name) for rival in contestants])
     planned = plan(base, contestants, parse_seeds(seeds), chosen in (None, SINGLE_TASK))
     if chosen == SINGLE_TASK and not any(run.method == SINGLE_TASK for run in planned):
         raise MtlError(f"--baseline {SINGLE_TASK}: the recipe has one task only; name a method, or none")
     folder = choose_folder(base, out, name)  # last: a sweep that cannot begin leaves no folder behind
     return folder, [replace(run, path=folder / run.path) for run in planned], chosen
+
+
+def in_common(recipes: Sequence[Recipe], methods: str | None) -> Recipe:
+    """What all contestants share: one recipe, which is trained with each of `methods`, or what several share.
+
+    Raises MtlError for recipes that differ in more than their methods.
+    """
+    if len(recipes) == 1:
+        return recipes[0]
+    if methods is not None:
+        raise MtlError("--methods goes with one recipe; of several recipes, each is a method of its own")
+    return _common(recipes)
 
 
 def parse_methods(text: str | None, recipe: Recipe) -> list[tuple[str, str]]:
@@ -92,12 +97,18 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def rivals(recipe: Recipe, methods: Sequence[tuple[str, str]]) -> list[Recipe]:
-    """The recipe with each of `methods`. Raises MtlError where one does not fit."""
+def rivals(recipe: Recipe, methods: Sequence[tuple[str, str]], tasks: Sequence[str] | None = None) -> list[Recipe]:
+    """The recipe with each of `methods`. Raises MtlError where one does not fit.
+
+    With the names of the `tasks`, options without a default begin where their search begins.
+    """
     found = []
     for loss, gradient in methods:
         values = recipe.as_dict()
         values["weighting"] = _weighting(values["weighting"], loss, gradient)
+        if tasks is not None:
+            _start(values["weighting"]["loss"], registry.loss_weightings.get(loss).search_space(tasks))
+            _start(values["weighting"]["gradient"], registry.gradient_weightings.get(gradient).search_space(tasks))
         found.append(from_values(values, f"{recipe.title} (method {method_name(loss, gradient)})"))
     return found
 
@@ -108,11 +119,12 @@ def plan(base: Recipe, contestants: Sequence[Recipe], seeds: Sequence[int], sing
     Raises MtlError where a baseline does not fit, or two contestants are the same.
     """
     runs = []
-    tasks = [task.name for task in load_data(base).tasks] if single_task else []
+    data = load_data(base) if single_task else None
+    tasks = [task.name for task in data.tasks] if data else []
     for seed in seeds:
         for task in tasks if len(tasks) > 1 else []:
             values = _with_seed(base, seed)
-            values["data"]["tasks"] = [task]
+            values["data"]["only"] = [task]
             values["model"]["trunk"] = {"name": DEFAULTS["model.trunk"]}
             values["weighting"] = {}
             values["metrics"] = {t: names for t, names in values["metrics"].items() if t == task}
@@ -121,7 +133,8 @@ def plan(base: Recipe, contestants: Sequence[Recipe], seeds: Sequence[int], sing
                 values["train"]["select_by"] = "delta"
             path = Path(SINGLE_TASK) / task / f"seed-{seed}"
             single = from_values(values, f"{base.title} (single task {task})")
-            runs.append(Planned(SINGLE_TASK, f"{SINGLE_TASK} {task}", seed, single, path))
+            fingerprint = data.fingerprint if data else None
+            runs.append(Planned(SINGLE_TASK, f"{SINGLE_TASK} {task}", seed, single, path, fingerprint))
     titles: dict[Path, str] = {}
     for seed in seeds:
         for contestant in contestants:
@@ -234,6 +247,17 @@ def _weighting(base: Mapping[str, Any], loss: str, gradient: str) -> dict[str, A
     own_loss = base["loss"] if base["loss"]["name"] == loss else {"name": loss}
     own_gradient = base["gradient"] if base["gradient"]["name"] == gradient else {"name": gradient, **engine}
     return {"loss": own_loss, "gradient": own_gradient}
+
+
+def _start(options: dict[str, Any], searched: Mapping[str, Search]) -> None:
+    """Set what has no value yet to where its search starts, in place."""
+    unset = {key: s.start for key, s in searched.items() if s.start is not None and key.split(".")[0] not in options}
+    for key, start in unset.items():
+        option, dot, entry = key.partition(".")
+        if dot:
+            options.setdefault(option, {})[entry] = start
+        else:
+            options[option] = start
 
 
 def _folder(recipe: Recipe) -> str:

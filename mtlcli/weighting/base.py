@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mtlcli.options import Options as AnyOptions
+from mtlcli.search import Search, declared
 
 Params = dict[str, Tensor]
 Anchor = Literal["params", "representation", "last_shared"]
@@ -107,6 +108,14 @@ class Weighting(nn.Module, ABC):
 
     Options: ClassVar[type[AnyOptions]] = AnyOptions
 
+    @classmethod
+    def search_space(cls, tasks: Sequence[str]) -> Mapping[str, Search]:
+        """Where tuning looks for each option's value; a map's entry goes by `OPTION.KEY`.
+
+        Default: what the options declare on their fields. Options that depend on the names of the tasks say so here.
+        """
+        return declared(cls.Options)
+
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__()
         self.options: Any = options
@@ -142,6 +151,8 @@ class LossWeighting(Weighting):
     needs: ClassVar[frozenset[Literal["held_out"]]] = frozenset()
     traits: ClassVar[frozenset[Trait]] = frozenset()  # what a gradient weighting may refuse to go with
     scale_free: ClassVar[bool] = False  # whether multiplying one task's loss by a constant changes nothing
+    # Whether a tuned comparison has it beside, asked for or not: what a new method has to beat once all are tuned.
+    honest_baseline: ClassVar[bool] = False
     # What the task heads learn from: `weighted`, the loss that this method returns; `unweighted`, their own raw loss,
     # so that a task of weight 0 still trains its head.
     heads: Literal["weighted", "unweighted"] = "weighted"

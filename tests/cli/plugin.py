@@ -7,12 +7,14 @@ import signal
 import time
 from typing import Any
 
+from pydantic import Field
 from torch import Tensor
 
 import mtlcli
 from mtlcli.data.base import Inputs
 from mtlcli.models.base import Features
 from mtlcli.models.trunks.hps import HardSharing
+from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
 
 
@@ -36,6 +38,21 @@ class Breaks(LossWeighting):
     def forward(self, step: StepView) -> Tensor:
         if step.clock.step == 2:
             raise RuntimeError("broken on purpose")
+        return step.losses
+
+
+@mtlcli.loss_weightings.register("fragile")
+class Fragile(LossWeighting):
+    """Equal weights; fails with any strength but its default."""
+
+    class Options(mtlcli.Options):
+        """Options of fragile."""
+
+        strength: float = Field(1.0, ge=1, json_schema_extra=searched(1.0, 100.0))
+
+    def forward(self, step: StepView) -> Tensor:
+        if self.options.strength > 1:
+            raise RuntimeError("too strong")
         return step.losses
 
 

@@ -77,7 +77,8 @@ def test_mistakes_with_runs(mtl: Mtl, runs: list[str]) -> None:
         (["--published", "office31"], "no published table 'office31'; did you mean 'office_31'?"),
         (["--published", "mine.yaml"], "mine.yaml: no such file"),
         (["--published", "qm9"], "these runs cannot be compared with the published table 'qm9'"),
-        (["--seeds", "0"], "--methods, --seeds and --set go with a recipe"),
+        (["--seeds", "0"], "--seeds goes with a recipe; these targets are run directories"),
+        (["--tune", "2", "--set", "a=1"], "--set, --tune go with a recipe"),
     ):
         done = mtl("compare", *runs, *arguments, "--out", "out")
         assert (done.code, done.out) == (2, "")

@@ -13,11 +13,13 @@ import toy
 import mtlcli
 from mtlcli import recipe as recipes
 from mtlcli.data.base import BaseSplit, Split
-from mtlcli.data.joint import JointLoader, JointSplit, Source
+from mtlcli.data.sources import JointLoader, JointSplit, Source
 from mtlcli.engine.events import Event, Finished
 from mtlcli.engine.fit import Fit
+from mtlcli.engine.inspect import check
 from mtlcli.engine.prepare import prepare
 from mtlcli.engine.ranks import Ranks
+from mtlcli.engine.train import train
 from mtlcli.errors import MtlError
 from mtlcli.recipe import Recipe
 from mtlcli.runs import Run
@@ -157,6 +159,31 @@ def test_a_source_with_one_task_owns_its_stage() -> None:
         "north_yes",
         "south_amount",
     }
+
+
+def test_a_recipe_of_tables_is_checked_and_repeated_from_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are taken from the recipe's folder; columns may differ."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "a.csv").write_text("u,v,churn\n" + "".join(f"{n % 7},{n % 5},{int(n % 7 > 3)}\n" for n in range(80)))
+    (folder / "b.csv").write_text("p,spend\n" + "".join(f"{n % 9},{3 * (n % 9)}\n" for n in range(50)))
+    recipe = folder / "joint.yaml"
+    recipe.write_text(
+        "data:\n  name: joint\n  batch_size: 16\n  sources:\n"
+        "    customers: {name: table, path: a.csv, tasks: {churn: {kind: binary}}}\n"
+        "    orders: {name: table, path: b.csv, tasks: {spend: {kind: regression}}}\n"
+        "model: {encoder: {name: mlp, widths: [8]}}\ntrain: {epochs: 1}\n"
+    )
+    described = check(recipes.load(recipe))
+    assert list(described["tasks"]) == ["customers", "orders"]
+    (tmp_path / "elsewhere").mkdir()
+    run, result = train(recipes.load(recipe), "joint", device="cpu")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    _, again = train(recipes.load(tmp_path / run.recipe_file), "again", device="cpu")
+    assert again["tasks"] == result["tasks"]
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -37,6 +37,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 SMALL = ("--set", "data.rows=600", "--set", "data.subsample=all", "--set", "train.epochs=1")
 SMALL_COMPARE = (*SMALL, "--seeds", "0,1", "--jobs", "1")
+SMALL_TUNE = ("--tune", "1")
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -89,9 +90,13 @@ def printed(workplace: Path) -> dict[str, str]:
         for words in named("mtl"):
             arguments = words[1:]
             recipe_given = any(word.endswith(".yaml") for word in arguments)
-            if arguments[0] == "compare" and recipe_given:
-                arguments += SMALL_COMPARE
-            elif recipe_given:
+            if arguments[0] == "init" or not recipe_given:
+                pass
+            elif "mine.yaml" in arguments:  # small as it is
+                arguments += ("--set", "train.epochs=1")
+            elif arguments[0] == "compare":
+                arguments += (*SMALL_COMPARE, *(SMALL_TUNE if "--tune" in arguments else ()))
+            else:
                 arguments += SMALL
             found[shlex.join(words)] = run_mtl(arguments, patch)
     return found
@@ -158,12 +163,27 @@ def test_a_docker_line_fits_the_image(words: list[str]) -> None:
 def test_the_recipe_shows_every_key_and_nothing_else() -> None:
     from mtlcli import yamlfile
 
-    (block,) = blocks("yaml")
+    block = blocks("yaml")[1]
     values = yamlfile.parse(block, "README.md").values
     loaded = recipe.from_values(values, "README.md")
     assert loaded.as_dict() == recipe.from_values({"data": {"name": "census"}}, "defaults").as_dict()
     assert keys_of(values) == keys_of(loaded.as_dict())
     assert set(HeadOptions.model_fields) == set(values["model"]["heads"])
+
+
+def test_a_table_shows_every_key_at_its_default() -> None:
+    from mtlcli import yamlfile
+
+    written = yamlfile.parse(blocks("yaml")[0], "README.md").values
+    loaded = recipe.from_values(written, "README.md", folder=ROOT).as_dict()["data"]
+    shared = {"batch_size", "held_out", "extra_batches"}
+    assert set(written["data"]) == set(loaded) - shared
+    bare = {"name": "table", "path": loaded["path"], "tasks": {"churned": {"kind": "binary"}}}
+    bare["tasks"]["spend"] = {"kind": "regression"}
+    assert recipe.from_values({"data": bare}, "bare").as_dict()["data"] == loaded
+    shown = set().union(*(task.keys() for task in written["data"]["tasks"].values()))
+    assert shown == set(loaded["tasks"]["churned"])
+    assert set(written["data"]["split"]) == set(loaded["split"])
 
 
 def keys_of(values: Any, path: str = "") -> set[str]:
@@ -268,13 +288,16 @@ def test_every_mtl_command_in_the_text_parses() -> None:
     group: Any = typer.main.get_command(cli.app)
     for _, command, *rest in (shlex.split(word) for word in code_words() if word.startswith("mtl ")):
         assert command in group.commands
-        parsed_by_mtl([command, *rest, *([] if rest and not rest[0].startswith("-") else ["TARGET"])])
+        needed = ["RUN", "DATA", "--out", "OUT"] if command == "predict" else ["TARGET"]
+        given = [part for word in rest for part in ((word, "DATA") if word == "--data" else (word,))]
+        parsed_by_mtl([command, *given, *([] if rest and not rest[0].startswith("-") else needed)])
 
 
 def test_every_file_in_the_text_exists() -> None:
     made = {"recipe.yaml", "run.json", "events.jsonl", "last.pt", "best.pt", "result.json"}
+    made |= {"preprocessing.json"}
     made |= {"report.json", "report.csv", "report.md", "report.tex", "report.html"}
-    made |= {".venv", ".venv/bin/", "runs/", "/runs", "/data"}
+    made |= {".venv", ".venv/bin/", "runs/", "/runs", "/data", "runs/single_task", "tune/"}
     linked = re.findall(r"\]\(([^)#]+)\)", prose())
     looks_like_a_file = re.compile(r"^[\w./+-]+\.(py|yaml|md|json|jsonl|pt|svg)$|^[\w.-]*/[\w./-]*$|^[A-Z]{5,}\S*$")
     files = {word for word in code_words() if looks_like_a_file.match(word) and "=" not in word}

@@ -7,7 +7,7 @@ from torch.autograd import grad
 
 from mtlcli.data.base import TableFeatures
 from mtlcli.errors import MtlError
-from mtlcli.models.base import MTLModel
+from mtlcli.models.base import Encoder, MTLModel
 from mtlcli.models.encoders.mlp import Mlp
 from mtlcli.models.heads import HeadOptions, build_head
 from mtlcli.models.trunks.mmoe import mix
@@ -177,7 +177,7 @@ def test_mmoe_leaves_a_stem_without_parameters_out_of_the_cut():
 
 
 def test_mmoe_gates_read_maps_averaged_over_positions():
-    class Maps(nn.Module):
+    class Maps(Encoder):
         stem_features, out_features = 6, 5
 
         def __init__(self):

@@ -1,6 +1,6 @@
 
 "use strict";
-const { report, order, gains, ranks, trade_off, histories } = JSON.parse(document.getElementById("data").textContent);
+const { report, tuned, order, gains, ranks, trade_off, histories } = JSON.parse(document.getElementById("data").textContent);
 const SINGLE_TASK = "single_task";
 const SLOTS = 6; // colours; each also has a dash pattern of its own
 const DASHES = ["", "7 3", "2 3", "10 3 2 3", "14 4", "4 2"];
@@ -701,7 +701,7 @@ function published() {
 
 function rest() {
   const counted = report.rows.flatMap((row) => Object.entries(row.counts ?? row.cost?.counts ?? {}).map(([what, times]) => `${row.method}: ${what}: ${times} times`));
-  const notes = [...(report.notes ?? []), ...counted];
+  const notes = [...(report.notes ?? []), ...tuned, ...counted];
   if (notes.length) $("notes").append(...notes.map((note) => el("li", {}, note)));
   else $("notes").closest("section").remove();
   for (const node of document.querySelectorAll("[data-needs]")) if (!known(report[node.dataset.needs])) node.remove();

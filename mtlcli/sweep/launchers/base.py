@@ -26,6 +26,8 @@ class Work:
     path: str  # of the run directory, which must be the same folder wherever the run is trained
     slot: int  # 0 to jobs - 1, of which no two running jobs have the same
     threads: int  # CPU threads for it
+    store: str | None = None  # folder of finished runs, where it is looked for before and kept after
+    fingerprint: str | None = None  # of its data, for the store
 
 
 class Job(ABC):
@@ -33,7 +35,7 @@ class Job(ABC):
 
     @abstractmethod
     def news(self) -> dict[str, Any]:
-        """What is new since the last call: any of `step`, `steps`, `losses`, `status`, `error`."""
+        """What is new since the last call: any of `step`, `steps`, `losses`, `status`, `error`, `note`."""
 
     @abstractmethod
     def ended(self) -> str | None:

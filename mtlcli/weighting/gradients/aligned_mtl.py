@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched_among
 from mtlcli.weighting.base import GradientWeighting
 from mtlcli.weighting.solvers import answer, checked
 
@@ -36,7 +37,9 @@ class AlignedMTL(GradientWeighting):
         """Options of Aligned-MTL."""
 
         scale: Literal["min", "median", "rmse"] = Field(
-            "min", description="The squared length of the aligned gradients, from the eigenvalues of the Gramian."
+            "min",
+            description="The squared length of the aligned gradients, from the eigenvalues of the Gramian.",
+            json_schema_extra=searched_among("min", "median", "rmse"),
         )
 
     reads = "gramian"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting
 from mtlcli.weighting.solvers import answer, checked, conflict_averse_point
 
@@ -33,7 +34,12 @@ class CAGrad(GradientWeighting):
     class Options(AnyOptions):
         """Options of CAGrad."""
 
-        c: float = Field(0.4, ge=0, description="Radius of the ball around the mean gradient, in lengths of it.")
+        c: float = Field(
+            0.4,
+            ge=0,
+            description="Radius of the ball around the mean gradient, in lengths of it.",
+            json_schema_extra=searched(0.05, 0.95),
+        )
         rescale: Literal[0, 1, 2] = Field(
             1, description="What the update is divided by. 0: nothing, 1: 1 + c^2, 2: 1 + c."
         )

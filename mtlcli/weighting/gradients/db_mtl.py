@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched, searched_among
 from mtlcli.weighting.base import GradientWeighting
 from mtlcli.weighting.gradients._state import Memory
 
@@ -29,8 +30,19 @@ class DBMTL(GradientWeighting):
     class Options(AnyOptions):
         """Options of DB-MTL."""
 
-        beta: float = Field(0.9, ge=0, lt=1, description="Share of the past in the average. 0: no average.")
-        beta_sigma: float = Field(0.0, ge=0, description="Power of the step number that beta is divided by.")
+        beta: float = Field(
+            0.9,
+            ge=0,
+            lt=1,
+            description="Share of the past in the average. 0: no average.",
+            json_schema_extra=searched(0.0, 0.99),
+        )
+        beta_sigma: float = Field(
+            0.0,
+            ge=0,
+            description="Power of the step number that beta is divided by.",
+            json_schema_extra=searched_among(0.0, 0.5),
+        )
 
     reads = "jacobian"
     anchors = frozenset({"params"})

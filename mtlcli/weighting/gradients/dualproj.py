@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched_among
 from mtlcli.weighting.base import GradientWeighting
 from mtlcli.weighting.solvers import answer, checked, conflict_free_points
 
@@ -30,7 +31,12 @@ class DualProj(GradientWeighting):
     class Options(AnyOptions):
         """Options of DualProj."""
 
-        reg_eps: float = Field(0.0, ge=0, description="Multiple of the identity added to the Gramian over its trace.")
+        reg_eps: float = Field(
+            0.0,
+            ge=0,
+            description="Multiple of the identity added to the Gramian over its trace.",
+            json_schema_extra=searched_among(0.0, 1e-4, 1e-3, 1e-2),
+        )
 
     reads = "gramian"
 

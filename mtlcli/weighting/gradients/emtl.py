@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched, searched_among
 from mtlcli.weighting.base import GradientWeighting, Trait
 from mtlcli.weighting.solvers import Array, answer, checked, chi_square_worst_case, cosines, entropy_tempered
 
@@ -51,15 +52,31 @@ class EMTL(GradientWeighting):
         """Options of EMTL."""
 
         form: Literal["chi2", "penalty", "kl"] = Field("chi2", description="How the variance is regularised.")
-        rho: float = Field(0.1, ge=0, description="chi2, kl: how far weights may lie from uniform.")
-        strength: float = Field(0.5, ge=0, description="penalty: factor on the variance; kl: step size of the weights.")
+        rho: float = Field(
+            0.1,
+            ge=0,
+            description="chi2, kl: how far weights may lie from uniform.",
+            json_schema_extra=searched(0.01, 1.0, log=True),
+        )
+        strength: float = Field(
+            0.5,
+            ge=0,
+            description="penalty: factor on the variance; kl: step size of the weights.",
+            json_schema_extra=searched(0.05, 5.0, log=True),
+        )
         ratio: Literal["loss_over_norm", "norm_over_loss"] = Field(
             "loss_over_norm", description="Which way the contribution is read: L / ||g|| or ||g|| / L."
         )
         normalise: Literal["gradient", "loss", "none"] = Field(
             "gradient", description="What each gradient is divided by: its length, its loss, or nothing."
         )
-        ema: float = Field(0.0, ge=0, lt=1, description="Share of the past in running gradient lengths. 0: none.")
+        ema: float = Field(
+            0.0,
+            ge=0,
+            lt=1,
+            description="Share of the past in running gradient lengths. 0: none.",
+            json_schema_extra=searched_among(0.0, 0.9, 0.99),
+        )
 
     reads = "gramian"
     lengths: Tensor  # (K,)  running lengths of the gradients; 0 before the first that is not zero

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting
 from mtlcli.weighting.gradients._state import Memory
 
@@ -35,7 +36,12 @@ class ExcessMTL(GradientWeighting):
     class Options(AnyOptions):
         """Options of ExcessMTL."""
 
-        step_size: float = Field(0.01, gt=0, description="Step size of the logs of the weights.")
+        step_size: float = Field(
+            0.01,
+            gt=0,
+            description="Step size of the logs of the weights.",
+            json_schema_extra=searched(1e-3, 1.0, log=True),
+        )
 
     reads = "jacobian"
     returns = "weights"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting
 from mtlcli.weighting.solvers import ROUNDING, Array, answer, checked, cosines, min_norm_point, power_point
 
@@ -41,10 +42,15 @@ class FairGrad(GradientWeighting):
         """Options of FairGrad."""
 
         alpha: Annotated[float, Field(ge=0)] | Literal["max_min"] = Field(
-            2.0, description="How much fairness counts: 0 not at all, max_min alone."
+            2.0,
+            description="How much fairness counts: 0 not at all, max_min alone.",
+            json_schema_extra=searched(0.5, 10.0, log=True),
         )
         max_norm: float = Field(
-            1.0, ge=0, description="Largest norm of the update; larger ones are shortened. 0: no limit."
+            1.0,
+            ge=0,
+            description="Largest norm of the update; larger ones are shortened. 0: no limit.",
+            json_schema_extra=searched(0.3, 3.0, log=True),
         )
 
     reads = "gramian"

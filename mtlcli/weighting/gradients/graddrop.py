@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting
 
 CHUNK = 1 << 16  # columns at a time: temporaries stay small next to the (K, P) Jacobian, and within a CPU's caches
@@ -32,7 +33,13 @@ class GradDrop(GradientWeighting):
     class Options(AnyOptions):
         """Options of GradDrop."""
 
-        leak: float = Field(0.0, ge=0, le=1, description="Share of the dropped entries that passes nevertheless.")
+        leak: float = Field(
+            0.0,
+            ge=0,
+            le=1,
+            description="Share of the dropped entries that passes nevertheless.",
+            json_schema_extra=searched(0.0, 0.9),
+        )
 
     reads = "jacobian"
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting, Trait
 from mtlcli.weighting.solvers import answer, checked, cosines
 
@@ -38,8 +39,15 @@ class GradNorm(GradientWeighting):
     class Options(AnyOptions):
         """Options of GradNorm."""
 
-        alpha: float = Field(1.5, ge=0, description="How much longer the gradients of slow tasks should be.")
-        lr: float = Field(0.025, gt=0, description="Learning rate of the weights.")
+        alpha: float = Field(
+            1.5,
+            ge=0,
+            description="How much longer the gradients of slow tasks should be.",
+            json_schema_extra=searched(0.1, 3.0),
+        )
+        lr: float = Field(
+            0.025, gt=0, description="Learning rate of the weights.", json_schema_extra=searched(1e-3, 0.1, log=True)
+        )
 
     reads = "gramian"
     heads = "weighted"

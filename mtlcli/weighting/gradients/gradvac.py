@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting
 from mtlcli.weighting.gradients._state import random_orders
 from mtlcli.weighting.solvers import answer, checked, cosines
@@ -39,7 +40,13 @@ class GradVac(GradientWeighting):
     class Options(AnyOptions):
         """Options of GradVac."""
 
-        beta: float = Field(0.5, ge=0, le=1, description="How fast the target cosines follow the cosines found.")
+        beta: float = Field(
+            0.5,
+            ge=0,
+            le=1,
+            description="How fast the target cosines follow the cosines found.",
+            json_schema_extra=searched(0.01, 1.0, log=True),
+        )
 
     reads = "gramian"
     targets: Tensor  # (K, K)  running cosine of task i's turned gradient with task j's

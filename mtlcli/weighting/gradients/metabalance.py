@@ -9,6 +9,7 @@ from torch import Tensor
 from mtlcli.errors import OptionError, did_you_mean
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting
 from mtlcli.weighting.solvers import answer, checked, cosines
 
@@ -31,8 +32,20 @@ class MetaBalance(GradientWeighting):
         """Options of MetaBalance."""
 
         main: str | None = Field(None, description="The main task's name; left out: the first task.")
-        relax: float = Field(0.7, ge=0, le=1, description="How far towards the main task's length; 0: not at all.")
-        beta: float = Field(0.9, ge=0, lt=1, description="Share of the past in the running lengths.")
+        relax: float = Field(
+            0.7,
+            ge=0,
+            le=1,
+            description="How far towards the main task's length; 0: not at all.",
+            json_schema_extra=searched(0.0, 1.0),
+        )
+        beta: float = Field(
+            0.9,
+            ge=0,
+            lt=1,
+            description="Share of the past in the running lengths.",
+            json_schema_extra=searched(0.0, 0.99),
+        )
 
     reads = "gramian"
     lengths: Tensor  # (K,)  running lengths of the gradients

@@ -12,6 +12,7 @@ from torch import Tensor
 from mtlcli.errors import MtlError
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched_among
 from mtlcli.weighting.base import GradientWeighting, Trait
 from mtlcli.weighting.solvers import answer, checked, cosines, min_norm_point
 
@@ -39,7 +40,9 @@ class MGDA(GradientWeighting):
         """Options of MGDA."""
 
         normalise: Literal["none", "l2", "loss", "loss+"] = Field(
-            "none", description="What each gradient is divided by before the shortest combination is sought."
+            "none",
+            description="What each gradient is divided by before the shortest combination is sought.",
+            json_schema_extra=searched_among("none", "l2", "loss", "loss+"),
         )
 
     reads = "gramian"

@@ -12,6 +12,7 @@ from torch import Tensor
 from mtlcli.errors import MtlError
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched, searched_among
 from mtlcli.weighting.base import GradientWeighting, Trait
 from mtlcli.weighting.gradients._state import Memory
 from mtlcli.weighting.solvers import answer, onto_simplex
@@ -37,11 +38,24 @@ class MoCo(GradientWeighting):
     class Options(AnyOptions):
         """Options of MoCo."""
 
-        beta: float = Field(0.5, gt=0, le=1, description="Step size of the tracked gradients.")
+        beta: float = Field(
+            0.5,
+            gt=0,
+            le=1,
+            description="Step size of the tracked gradients.",
+            json_schema_extra=searched(0.05, 1.0, log=True),
+        )
         beta_sigma: float = Field(0.5, ge=0, description="Power of the step number that beta is divided by.")
-        gamma: float = Field(0.1, gt=0, description="Step size of the weights.")
+        gamma: float = Field(
+            0.1, gt=0, description="Step size of the weights.", json_schema_extra=searched(1e-3, 10.0, log=True)
+        )
         gamma_sigma: float = Field(0.5, ge=0, description="Power of the step number that gamma is divided by.")
-        rho: float = Field(0.0, ge=0, description="Pull of the weights towards equality.")
+        rho: float = Field(
+            0.0,
+            ge=0,
+            description="Pull of the weights towards equality.",
+            json_schema_extra=searched_among(0.0, 0.01, 0.1),
+        )
         normalise: Literal["none", "loss"] = Field(
             "none", description="`loss`: rescale each gradient to the length of its loss, which must not be negative."
         )

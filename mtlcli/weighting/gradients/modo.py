@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting, Trait
 from mtlcli.weighting.solvers import answer, checked, onto_simplex
 
@@ -35,8 +36,15 @@ class MoDo(GradientWeighting):
     class Options(AnyOptions):
         """Options of MoDo."""
 
-        gamma: float = Field(1e-3, gt=0, description="Step size of the weights.")
-        rho: float = Field(0.1, ge=0, description="Pull of the weights towards equality.")
+        gamma: float = Field(
+            1e-3, gt=0, description="Step size of the weights.", json_schema_extra=searched(1e-5, 0.1, log=True)
+        )
+        rho: float = Field(
+            0.1,
+            ge=0,
+            description="Pull of the weights towards equality.",
+            json_schema_extra=searched(1e-3, 1.0, log=True),
+        )
 
     reads = "gramian"
     anchors = frozenset({"params", "last_shared"})

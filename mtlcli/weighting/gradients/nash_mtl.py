@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting
 from mtlcli.weighting.solvers import answer, checked, cosines, inverse_point
 
@@ -40,7 +41,10 @@ class NashMTL(GradientWeighting):
         """Options of Nash-MTL."""
 
         max_norm: float = Field(
-            1.0, ge=0, description="Largest norm of the update; larger ones are shortened. 0: no limit."
+            1.0,
+            ge=0,
+            description="Largest norm of the update; larger ones are shortened. 0: no limit.",
+            json_schema_extra=searched(0.3, 3.0, log=True),
         )
 
     reads = "gramian"

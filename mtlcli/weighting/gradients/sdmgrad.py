@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting, Trait
 from mtlcli.weighting.solvers import answer, checked, onto_simplex
 
@@ -37,10 +38,23 @@ class SDMGrad(GradientWeighting):
     class Options(AnyOptions):
         """Options of SDMGrad."""
 
-        pull: float = Field(0.3, ge=0, description="How much the direction is drawn towards the mean gradient.")
+        pull: float = Field(
+            0.3,
+            ge=0,
+            description="How much the direction is drawn towards the mean gradient.",
+            json_schema_extra=searched(0.03, 3.0, log=True),
+        )
         iterations: int = Field(20, ge=1, description="Steps of descent on the weights.")
-        lr: float = Field(10.0, gt=0, description="Size of those steps.")
-        momentum: float = Field(0.5, ge=0, lt=1, description="Their momentum, which each training step starts anew.")
+        lr: float = Field(
+            10.0, gt=0, description="Size of those steps.", json_schema_extra=searched(1.0, 100.0, log=True)
+        )
+        momentum: float = Field(
+            0.5,
+            ge=0,
+            lt=1,
+            description="Their momentum, which each training step starts anew.",
+            json_schema_extra=searched(0.0, 0.9),
+        )
 
     reads = "gramian"
     anchors = frozenset({"params", "last_shared"})

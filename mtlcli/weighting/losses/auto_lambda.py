@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
 from mtlcli.weighting.losses._bilevel import descend
 from mtlcli.weighting.losses._main_task import index_of, norm
@@ -35,8 +36,12 @@ class AutoLambda(LossWeighting):
         primary: str | list[str] | None = Field(
             None, description="Name or names of the tasks to serve; all of them if left out."
         )
-        init: float = Field(0.1, description="First value of every weight.")
-        lr: float = Field(1e-4, gt=0, description="Learning rate of the weights.")
+        init: float = Field(
+            0.1, description="First value of every weight.", json_schema_extra=searched(0.01, 1.0, log=True)
+        )
+        lr: float = Field(
+            1e-4, gt=0, description="Learning rate of the weights.", json_schema_extra=searched(1e-5, 1e-2, log=True)
+        )
         distance: float = Field(0.01, gt=0, description="Length of the steps that slopes are measured by.")
 
     needs = frozenset({"held_out"})

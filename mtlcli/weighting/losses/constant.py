@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from mtlcli.errors import OptionError, did_you_mean
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import Search, declared, searched
 from mtlcli.weighting.base import LossWeighting, StepView
 
 
@@ -29,9 +32,18 @@ class Constant(LossWeighting):
     class Options(AnyOptions):
         """Options of constant weights."""
 
-        weights: dict[str, Annotated[float, Field(ge=0)]] = Field(description="Weight of every task, by its name.")
+        weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+            description="Weight of every task, by its name.", json_schema_extra=searched(0.1, 10.0, log=True)
+        )
 
+    honest_baseline = True
     weights: Tensor  # (K,)
+
+    @classmethod
+    def search_space(cls, tasks: Sequence[str]) -> Mapping[str, Search]:
+        """Each task's weight, from equal ones on."""
+        each = replace(declared(cls.Options)["weights"], start=1.0)
+        return {f"weights.{task}": each for task in tasks}
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)

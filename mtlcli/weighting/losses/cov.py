@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched_among
 from mtlcli.weighting.base import LossWeighting, StepView
 
 
@@ -29,7 +30,11 @@ class CoV(LossWeighting):
         """Options of the coefficient of variation."""
 
         decay: float | None = Field(
-            None, gt=0, lt=1, description="Share of the means kept in a step; without it all steps count alike."
+            None,
+            gt=0,
+            lt=1,
+            description="Share of the means kept in a step; without it all steps count alike.",
+            json_schema_extra=searched_among(None, 0.9, 0.99, 0.999),
         )
 
     steps: Tensor  # ()

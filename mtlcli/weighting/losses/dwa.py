@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
 
 
@@ -33,7 +34,12 @@ class DWA(LossWeighting):
     class Options(AnyOptions):
         """Options of dynamic weight average."""
 
-        temperature: float = Field(2.0, gt=0, description="T: the larger, the closer to equal weights.")
+        temperature: float = Field(
+            2.0,
+            gt=0,
+            description="T: the larger, the closer to equal weights.",
+            json_schema_extra=searched(0.5, 10.0, log=True),
+        )
         window: Literal["epoch", "iterations"] = Field("epoch", description="What the mean losses are taken over.")
         length: int = Field(25, ge=1, description="Steps in a window of `window: iterations`.")
 

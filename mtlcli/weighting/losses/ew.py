@@ -19,6 +19,8 @@ class EW(LossWeighting):
     Deviations: none.
     """
 
+    honest_baseline = True
+
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,)."""
         return step.losses

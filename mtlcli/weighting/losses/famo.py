@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mtlcli.errors import OptionError, did_you_mean
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
 
 
@@ -30,8 +31,15 @@ class FAMO(LossWeighting):
     class Options(AnyOptions):
         """Options of FAMO."""
 
-        lr: float = Field(0.025, gt=0, description="Learning rate of the logits.")
-        weight_decay: float = Field(1e-3, ge=0, description="Pull of the logits towards equal weights.")
+        lr: float = Field(
+            0.025, gt=0, description="Learning rate of the logits.", json_schema_extra=searched(1e-3, 0.1, log=True)
+        )
+        weight_decay: float = Field(
+            1e-3,
+            ge=0,
+            description="Pull of the logits towards equal weights.",
+            json_schema_extra=searched(1e-5, 0.1, log=True),
+        )
         min_losses: dict[str, float] = Field({}, description="Lowest loss within reach, by task; 0 where not named.")
 
     min_losses: Tensor  # (K,)

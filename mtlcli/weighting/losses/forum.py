@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import Params, StepView
 from mtlcli.weighting.losses._bilevel import Bilevel, gradients
 from mtlcli.weighting.solvers import Array, onto_simplex
@@ -40,10 +41,22 @@ class FORUM(Bilevel):
     class Options(AnyOptions):
         """Options of FORUM."""
 
-        rho: float = Field(0.1, gt=0, description="How fast the training loss has to come down to its minimum.")
+        rho: float = Field(
+            0.1,
+            gt=0,
+            description="How fast the training loss has to come down to its minimum.",
+            json_schema_extra=searched(0.01, 1.0, log=True),
+        )
         inner_steps: int = Field(5, ge=1, description="Gradient steps that stand for that minimum.")
-        inner_lr: float = Field(0.1, gt=0, description="Size of those steps.")
-        outer_lr: float = Field(1e-3, gt=0, description="Learning rate of the logits of the weights.")
+        inner_lr: float = Field(
+            0.1, gt=0, description="Size of those steps.", json_schema_extra=searched(0.01, 1.0, log=True)
+        )
+        outer_lr: float = Field(
+            1e-3,
+            gt=0,
+            description="Learning rate of the logits of the weights.",
+            json_schema_extra=searched(1e-4, 0.1, log=True),
+        )
 
     combination: Tensor  # (K,)  c
     weights: Tensor  # (K,)  of the last step
@@ -58,6 +71,9 @@ class FORUM(Bilevel):
         shares = self.shares().double()
         training = step.gradient((shares.to(step.losses) * step.losses).sum())
         fallen = step.losses.detach().double() - self._minimum(training, step)  # (K,)  slope in the shares
+        if step.losses.isfinite().all() and not fallen.isfinite().all():
+            self.count("the inner steps diverged, which a smaller inner_lr prevents: the weights stayed")
+            return self.weights * step.losses
         by_logits = shares * (fallen - shares @ fallen)
         flat = torch.cat([value.flatten() for value in training.values()])
         held_out = gradients(step, step.probe(batch="held_out").per_task)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
 from mtlcli.weighting.losses._positive import SMALLEST
 
@@ -33,8 +34,15 @@ class GO4Align(LossWeighting):
     class Options(AnyOptions):
         """Options of GO4Align."""
 
-        groups: int = Field(2, ge=1, description="How many different weights there may be.")
-        step_size: float = Field(1e-4, ge=0, description="How fast tasks with large losses are turned down.")
+        groups: int = Field(
+            2, ge=1, description="How many different weights there may be.", json_schema_extra=searched(1, 4)
+        )
+        step_size: float = Field(
+            1e-4,
+            ge=0,
+            description="How fast tasks with large losses are turned down.",
+            json_schema_extra=searched(1e-5, 0.1, log=True),
+        )
 
     log_risk: Tensor  # (K,)  log q
     weights: Tensor  # (K,)  of the last step

@@ -11,6 +11,7 @@ from torch import Tensor
 from mtlcli.errors import OptionError
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched, searched_among
 from mtlcli.weighting.base import LossWeighting, Params, StepView, Trait
 from mtlcli.weighting.losses._main_task import index_of, inner, mean_over_ranks, restricted
 
@@ -42,10 +43,17 @@ class HydaLearn(LossWeighting):
 
         main: str | None = Field(None, description="Name of the task to serve; the first one if left out.")
         mode: Literal["simulated", "linearised"] = Field("simulated", description="How gains are measured.")
-        step: float = Field(0.1, gt=0, description="Size of the simulated steps, which are plain gradient descent.")
+        step: float = Field(
+            0.1,
+            gt=0,
+            description="Size of the simulated steps, which are plain gradient descent.",
+            json_schema_extra=searched(0.01, 1.0, log=True),
+        )
         heads: Literal["unweighted", "weighted"] = Field("unweighted", description="What the task heads learn from.")
         normalise: Literal["simplex", "anchored", "sum_k"] = Field(
-            "simplex", description="Weights sum to 1, the main task's is 1, or they sum to the number of tasks."
+            "simplex",
+            description="Weights sum to 1, the main task's is 1, or they sum to the number of tasks.",
+            json_schema_extra=searched_among("simplex", "anchored", "sum_k"),
         )
         negative: Literal["clamp", "keep"] = Field(
             "clamp", description="Tasks that harm the main one: weight 0, or a negative one, which unlearns them."

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
 from mtlcli.weighting.losses._positive import SMALLEST, log_of
 
@@ -31,7 +32,12 @@ class IGBv1(LossWeighting):
     class Options(AnyOptions):
         """Options of IGB v1."""
 
-        base_epoch: int = Field(1, ge=0, description="The epoch whose mean losses are the base, counted from 0.")
+        base_epoch: int = Field(
+            1,
+            ge=0,
+            description="The epoch whose mean losses are the base, counted from 0.",
+            json_schema_extra=searched(0, 3),
+        )
 
     base_steps: Tensor  # ()  how many steps `base_total` holds
     base_total: Tensor  # (K,)  sum of the losses over the base epoch

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
 from mtlcli.weighting.losses._agent import Agent, Replay
 from mtlcli.weighting.losses._positive import SMALLEST, log_of
@@ -48,8 +49,19 @@ class IGBv2(LossWeighting):
         update_every: int = Field(50, ge=1, description="Steps from one round of the agent's updates to the next.")
         batch_size: int = Field(256, ge=2, description="Transitions in an update once the buffer is full.")
         buffer_size: int = Field(10_000, ge=1, description="How many transitions are remembered.")
-        lr: float = Field(3e-4, gt=0, description="Learning rate of the agent's nets.")
-        discount: float = Field(0.99, ge=0, lt=1, description="What a reward one step later is worth.")
+        lr: float = Field(
+            3e-4,
+            gt=0,
+            description="Learning rate of the agent's nets.",
+            json_schema_extra=searched(3e-5, 3e-3, log=True),
+        )
+        discount: float = Field(
+            0.99,
+            ge=0,
+            lt=1,
+            description="What a reward one step later is worth.",
+            json_schema_extra=searched(0.9, 0.999),
+        )
         follow: float = Field(0.005, gt=0, le=1, description="How fast the critics' copies follow them.")
         reward_scale: Literal["lr", "none"] = Field(
             "lr", description="Scale rewards up as the learning rate falls, or leave them."

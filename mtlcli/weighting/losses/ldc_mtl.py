@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched, searched_among
 from mtlcli.weighting.base import LossWeighting, StepView
 from mtlcli.weighting.losses._agent import Nets
 from mtlcli.weighting.losses._positive import SMALLEST, log_of
@@ -36,8 +37,17 @@ class LDCMTL(LossWeighting):
     class Options(AnyOptions):
         """Options of loss discrepancy control."""
 
-        penalty: float = Field(0.05, ge=0, description="Price of differences between neighbouring weighted losses.")
-        normalise: Literal["ratio", "log", "none"] = Field("ratio", description="What is made of the losses first.")
+        penalty: float = Field(
+            0.05,
+            ge=0,
+            description="Price of differences between neighbouring weighted losses.",
+            json_schema_extra=searched(1e-3, 1.0, log=True),
+        )
+        normalise: Literal["ratio", "log", "none"] = Field(
+            "ratio",
+            description="What is made of the losses first.",
+            json_schema_extra=searched_among("ratio", "log", "none"),
+        )
         router: Literal["weights", "network"] = Field("weights", description="What the weights come from.")
 
     first: Tensor  # (K,)  losses of the first step; nan before it

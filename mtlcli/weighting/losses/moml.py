@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import StepView
 from mtlcli.weighting.losses._bilevel import Bilevel, as_params, gradients
 from mtlcli.weighting.solvers import min_norm_point
@@ -35,8 +36,18 @@ class MOML(Bilevel):
     class Options(AnyOptions):
         """Options of multi-objective meta learning."""
 
-        inner_lr: float = Field(0.1, gt=0, description="Size of the step whose held-out losses are lowered.")
-        outer_lr: float = Field(1e-3, gt=0, description="Learning rate of the logits of the weights.")
+        inner_lr: float = Field(
+            0.1,
+            gt=0,
+            description="Size of the step whose held-out losses are lowered.",
+            json_schema_extra=searched(0.01, 1.0, log=True),
+        )
+        outer_lr: float = Field(
+            1e-3,
+            gt=0,
+            description="Learning rate of the logits of the weights.",
+            json_schema_extra=searched(1e-4, 0.1, log=True),
+        )
         aggregate: Literal["min_norm", "even"] = Field("min_norm", description="How held-out losses are combined.")
 
     def forward(self, step: StepView) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched_among
 from mtlcli.weighting.base import LossWeighting, StepView
 
 
@@ -30,7 +31,11 @@ class RLW(LossWeighting):
     class Options(AnyOptions):
         """Options of random loss weighting."""
 
-        distribution: Literal["normal", "dirichlet"] = Field("normal", description="Where the weights are drawn from.")
+        distribution: Literal["normal", "dirichlet"] = Field(
+            "normal",
+            description="Where the weights are drawn from.",
+            json_schema_extra=searched_among("normal", "dirichlet"),
+        )
 
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,), each times its random weight."""

@@ -22,6 +22,7 @@ class SI(LossWeighting):
     """
 
     scale_free = True
+    honest_baseline = True
 
     def forward(self, step: StepView) -> Tensor:
         """Logs (K,) of the losses."""

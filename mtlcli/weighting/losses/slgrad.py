@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched_among
 from mtlcli.weighting.base import LossWeighting, Params, StepView
 from mtlcli.weighting.losses._main_task import index_of, mean_over_ranks, norm, restricted
 
@@ -46,9 +47,15 @@ class SLGrad(LossWeighting):
             gt=0,
             description="Length of the step that scores are measured by; bfloat16 resolves no less than 0.1.",
         )
-        look_ahead: bool = Field(False, description="Measure after a gradient step that is not taken.")
+        look_ahead: bool = Field(
+            False,
+            description="Measure after a gradient step that is not taken.",
+            json_schema_extra=searched_among(False, True),
+        )
         normalise: Literal["simplex", "sum_k"] = Field(
-            "simplex", description="Weights of a batch sum to 1, or to the number of tasks."
+            "simplex",
+            description="Weights of a batch sum to 1, or to the number of tasks.",
+            json_schema_extra=searched_among("simplex", "sum_k"),
         )
         heads: Literal["weighted", "unweighted"] = Field("weighted", description="What the task heads learn from.")
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
 from mtlcli.weighting.losses._positive import SMALLEST, log_of
 
@@ -33,8 +34,18 @@ class STCH(LossWeighting):
     class Options(AnyOptions):
         """Options of smooth Tchebycheff scalarisation."""
 
-        mu: float = Field(1.0, gt=0, description="How smooth the maximum is: near 0, only the worst task trains.")
-        warmup_epochs: int = Field(4, ge=0, description="The epoch whose mean losses are the base, counted from 0.")
+        mu: float = Field(
+            1.0,
+            gt=0,
+            description="How smooth the maximum is: near 0, only the worst task trains.",
+            json_schema_extra=searched(0.1, 10.0, log=True),
+        )
+        warmup_epochs: int = Field(
+            4,
+            ge=0,
+            description="The epoch whose mean losses are the base, counted from 0.",
+            json_schema_extra=searched(0, 4),
+        )
 
     base_steps: Tensor  # ()  how many steps `base_total` holds
     base_total: Tensor  # (K,)  sum of the losses over the base epoch

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
+from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
 
 
@@ -29,7 +30,9 @@ class UW(LossWeighting):
     class Options(AnyOptions):
         """Options of uncertainty weighting."""
 
-        init: float = Field(0.0, description="First value of every log-variance s.")
+        init: float = Field(
+            0.0, description="First value of every log-variance s.", json_schema_extra=searched(-2.0, 2.0)
+        )
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)

@@ -1,0 +1,139 @@
+"""Rows per second that a table of one's own gives to training: held in memory, and streamed from a Parquet file.
+
+    python benchmarks/reading.py [--rows 1000000] [--columns 40] [--batch 1024] [--rounds 5] [--json]
+
+The table has `--columns` numeric columns and two labels, in row groups of 262,144 rows; it is written to a temporary
+folder. Each way reads one epoch of shuffled batches a round, and all take turns, so that they see the same machine:
+
+resident      the dataset `table` with `stream: false`
+streamed      the dataset `table` with `stream: true`, which reads the file anew every epoch
+dataloader    torch's DataLoader over the same tensors, without workers, a batch a time from a shuffled sampler
+collated      torch's DataLoader as it is mostly used: rows one by one, put together by its default collation
+
+Shown are medians over rounds, and the memory that an epoch adds to the process at its highest. The machine's load says
+whether anything else ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+
+from mtlcli.data.table import OwnTable
+from mtlcli.options import parse
+
+
+def write(path: Path, rows: int, columns: int) -> None:
+    """A table of standard normal columns with a binary and a regression label."""
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame({f"x{j}": rng.standard_normal(rows, np.float32) for j in range(columns)})
+    labels = {"yes": (frame["x0"] > 1).cast(pl.Int8), "amount": frame["x1"] + rng.standard_normal(rows, np.float32)}
+    frame.with_columns(**labels).write_parquet(path, row_group_size=262_144)
+
+
+def load(path: Path, stream: bool) -> Any:
+    """The training split, with nearly all rows."""
+    options = {
+        "path": str(path),
+        "tasks": {"yes": {"kind": "binary"}, "amount": {"kind": "regression"}},
+        "split": {"val": 0.01, "test": 0.01},
+        "stream": stream,
+    }
+    return OwnTable(parse(OwnTable.Options, options, "benchmark")).load().splits["train"]
+
+
+def ways(path: Path, batch: int) -> dict[str, Callable[[int], Iterator[int]]]:
+    """Name -> an epoch as the sizes of its batches."""
+    resident, streamed = load(path, False), load(path, True)
+    tensors = TensorDataset(resident.inputs["numeric"], *resident.targets.values())
+
+    def ours(split: Any) -> Callable[[int], Iterator[int]]:
+        loader = split.loader(batch, seed=0)
+        return lambda epoch: (len(rows.inputs["numeric"]) for rows in loader.epoch(epoch))
+
+    def theirs(epoch: int) -> Iterator[int]:
+        sampler = BatchSampler(RandomSampler(tensors), batch, drop_last=False)
+        return (len(rows[0]) for rows in DataLoader(tensors, sampler=sampler, batch_size=None))
+
+    def collated(epoch: int) -> Iterator[int]:
+        return (len(rows[0]) for rows in DataLoader(tensors, batch, shuffle=True))
+
+    return {"resident": ours(resident), "streamed": ours(streamed), "dataloader": theirs, "collated": collated}
+
+
+def measure(path: Path, batch: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Median rows per second of every way, and by how much an epoch raised the peak of the resident set."""
+    each = ways(path, batch)
+    seconds: dict[str, list[float]] = {name: [] for name in each}
+    raised = dict.fromkeys(each, 0.0)
+    counted = dict.fromkeys(each, 0)
+    for epoch in range(rounds + 1):  # the first is not counted
+        for name, way in each.items():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            begun = time.perf_counter()
+            counted[name] = sum(way(epoch))
+            if epoch:
+                seconds[name].append(time.perf_counter() - begun)
+            raised[name] += (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return {
+        name: {
+            "rows_per_second": round(counted[name] / statistics.median(seconds[name])),
+            "peak_raised_mib": round(raised[name], 1),
+        }
+        for name in each
+    }
+
+
+def main() -> None:
+    """Measure, and print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--columns", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.parquet"
+        write(path, given.rows, given.columns)
+        found = measure(path, given.batch, given.rounds)
+    about = {
+        "rows": given.rows,
+        "columns": given.columns,
+        "batch": given.batch,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": [round(value, 2) for value in os.getloadavg()],
+    }
+    if given.json:
+        json.dump({**about, "ways": found}, sys.stdout, indent=2)
+        print()
+        return
+    table = Table(title=", ".join(f"{name} {value}" for name, value in about.items()))
+    for heading in ("way", "rows per second", "against dataloader", "peak raised by, MiB"):
+        table.add_column(heading, justify="left" if heading == "way" else "right")
+    base = found["dataloader"]["rows_per_second"]
+    for name, values in found.items():
+        speed = values["rows_per_second"]
+        table.add_row(name, f"{speed:,}", f"{speed / base:.2f}", f"{values['peak_raised_mib']:,.0f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

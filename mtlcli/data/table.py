@@ -1,0 +1,180 @@
+"""A table of one's own: CSV, Parquet or Arrow files whose columns are features and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from mtlcli.data.base import Batch, Dataset, MultiTaskData, NewRows, Split, fingerprint
+from mtlcli.data.tables import memory
+from mtlcli.data.tables.fitted import Fitted
+from mtlcli.data.tables.gather import Gathered, Table, Wanted
+from mtlcli.data.tables.kinds import As
+from mtlcli.data.tables.options import SPLITS, SplitOptions, TaskOptions
+from mtlcli.data.tables.reader import Faults, Reader, Target
+from mtlcli.data.tables.source import ROW, Source
+from mtlcli.data.tables.splits import check_sizes
+from mtlcli.data.tables.stream import streamed
+from mtlcli.errors import MtlError
+from mtlcli.options import Options as AnyOptions
+from mtlcli.registry import datasets
+
+MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
+SAMPLE = 100_000  # training rows of a stream that medians are taken from
+SAMPLED_VALUES = 2**21
+
+
+@datasets.register("table")
+class OwnTable(Dataset):
+    """A table of one's own: CSV, TSV, Parquet or Arrow files, with a column for every label.
+
+    Columns: numbers are standardised; a missing one is replaced by the median, and a further input says so. Truth
+    values are numbers, 0 and 1. Dates become days, besides weekday, month and hour where these differ. Texts become
+    categories: a missing one is a category of its own, and one that training rows do not have gets code 0. Dropped are
+    texts that are nearly all different, whole numbers that are all different in a column called like an identifier, and
+    columns that never change. `mtl check` shows what becomes of every column; `columns` corrects it. What a column of a CSV file holds is judged
+    by up to 100,000 rows spread over the file. All statistics come from the training rows alone.
+
+    Labels: what is empty is not known, and counts for nothing. Two values of a binary task are 0 and 1 in their order,
+    unless `positive` names the second.
+
+    Splits: random by `seed`, whole keys with `by`, as a `column` says, or with test rows in files of their own
+    (`test_path`).
+
+    Streams: a table whose rows take more than `memory_mib` is read block by block in every epoch, in an order drawn
+    anew, and shuffled within `shuffle_rows` rows. Which split a row belongs to then follows from a hash of the seed
+    and its number or key, so that shares hold on average, and medians come from a sample of 100,000 training rows.
+    Two blocks and the shuffled rows are in memory at a time, never all rows.
+
+    Raises MtlError with file and row for a bad value, OptionError for an option that does not fit.
+    """
+
+    class Options(AnyOptions):
+        """Where the files are, and what their columns mean."""
+
+        path: Path | list[Path] = Field(description="a file, a folder, a pattern such as parts/*.parquet, or several")
+        tasks: dict[str, TaskOptions] = Field(min_length=1, description="what to predict, by name")
+        features: Literal["auto"] | list[str] = Field("auto", description="columns to predict from; auto: all others")
+        drop: list[str] = Field([], description="columns to leave out")
+        columns: dict[str, As] = Field({}, description="what a column holds, where it is not seen rightly")
+        split: SplitOptions = Field(SplitOptions(), description="how rows become train, val and test")
+        missing: list[str] = Field(MISSING, description="texts that stand for a missing value")
+        on_error: Literal["stop", "skip"] = Field("stop", description="at a bad row; skip leaves it out, and counts")
+        stream: Literal["auto"] | bool = Field("auto", description="read blocks, instead of holding all rows")
+        memory_mib: int | None = Field(None, ge=1, description="auto streams beyond; null: half of what is available")
+        shuffle_rows: int = Field(131_072, ge=1, description="rows that a stream shuffles at a time")
+
+    options: Options
+
+    def load(self) -> MultiTaskData:
+        """One pass over the rows; a stream reads them again in every epoch."""
+        options, split = self.options, self.options.split
+        source = Source.at(options.path, options.missing)
+        test = None if split.test_path is None else Source.at(split.test_path, options.missing)
+        stream = memory.exceeded(options.memory_mib, source) if options.stream == "auto" else options.stream
+        wanted = Wanted(
+            tasks=options.tasks,
+            features=None if options.features == "auto" else options.features,
+            drop=options.drop,
+            columns=options.columns,
+            split=split,
+            skip=options.on_error == "skip",
+            sample=min(SAMPLE, max(1024, SAMPLED_VALUES // max(1, len(source.types)))),
+        )
+        table = Table.judge(wanted, source, test)
+        found = table.gather(keep=not stream)
+        check_sizes(split, dict(zip(SPLITS, found.profile.rows.tolist(), strict=True)))
+        fitted, uses, notes = table.fit(found)
+        splits: Mapping[str, Any] = _resident(found, fitted)
+        if stream:
+            splits = streamed(table, found, fitted, options.shuffle_rows)
+        meaning = {
+            "dataset": self.name,
+            "tasks": [asdict(task) for task in fitted.tasks],
+            "features": asdict(fitted.features),
+        }
+        if stream:
+            content = [each.digest() for each in (source, test) if each is not None]
+            meaning |= {"content": content, "split": split.definition(), "fitted": fitted.model_dump(mode="json")}
+            digest = fingerprint(meaning, {})
+        else:
+            digest = fingerprint(meaning, splits)
+        fitted = fitted.model_copy(update={"fingerprint": digest})
+        return MultiTaskData(
+            fitted.tasks,
+            fitted.features,
+            splits,
+            digest,
+            fitted=fitted.model_dump(mode="json"),
+            notes=tuple(notes),
+            columns=tuple(uses),
+        )
+
+    def restore(self, fitted: Mapping[str, Any]) -> MultiTaskData:
+        """Tasks and features as they were fitted."""
+        known = Fitted.of(fitted)
+        return MultiTaskData(known.tasks, known.features, {}, known.fingerprint, fitted=fitted)
+
+    def read(self, path: Path, fitted: Mapping[str, Any]) -> NewRows:
+        """All rows of the files at `path`, in order. Other columns than in training are passed over with a note."""
+        import polars as pl
+
+        known = Fitted.of(fitted)
+        source = Source.at(path, known.missing)
+        source.require([column.name for column in known.columns], "the training data")
+        targets = [
+            Target(label.name, label.kind, label.column, label.held, tuple(label.classes) or None, label.least)
+            for label in known.labels
+            if label.column in source.types
+        ]
+        reader = Reader(source, {column.name: column.held for column in known.columns}, targets)
+        faults = Faults(self.options.on_error == "skip")
+        key = known.key if known.key in source.types else None
+        parts, rows, carried = [], [], []
+        for block in source.blocks:
+            frame = reader.read(block, faults)
+            parts.append(known.encode(frame))
+            rows += (frame[ROW] + 1).to_list()
+            if key is not None:
+                whole = source.read(block, [key])
+                carried.append(whole.filter(pl.col(ROW).is_in(frame[ROW].implode()))[key])
+        if not rows:
+            raise MtlError(f"{source.files[0]}: has no row that can be used")
+        used = {column.name for column in known.columns} | {label.column for label in known.labels} | {*known.ignored}
+        extra = [name for name in source.types if name not in used and name != known.key]
+        notes = [f"columns that training did not have are passed over: {', '.join(extra)}"] if extra else []
+        notes += [faults.note] if faults.note else []
+        return NewRows(
+            files=source.files,
+            split=_split(parts),
+            rows=rows,
+            left_out=faults.count,
+            labels=tuple(target.task for target in targets),
+            carried={} if key is None else {key: pl.concat(carried).to_list()},
+            notes=tuple(notes),
+        )
+
+
+def _resident(found: Gathered, fitted: Fitted) -> dict[str, Split]:
+    """All rows as tensors."""
+    import polars as pl
+
+    splits = {}
+    for code, name in enumerate(SPLITS):
+        parts = [fitted.encode(frame.filter(pl.Series(codes == code))) for frame, codes in found.frames]
+        if parts:
+            splits[name] = _split(parts)
+    return splits
+
+
+def _split(parts: list[Batch]) -> Split:
+    def joined(side: str) -> dict[str, torch.Tensor]:
+        names = getattr(parts[0], side)
+        return {name: torch.cat([getattr(part, side)[name] for part in parts]) for name in names}
+
+    return Split(joined("inputs"), joined("targets"))

@@ -1,0 +1,1 @@
+"""Tables of one's own: files, columns, labels, splits, leaks, streams."""

@@ -1,0 +1,186 @@
+"""Label columns -> tasks: which values are classes, how they are ordered and weighed, what cannot be learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import nn
+
+from mtlcli.data.tables.fitted import Label
+from mtlcli.data.tables.kinds import WORDS, Held, conform, hold, shown
+from mtlcli.data.tables.options import TaskOptions
+from mtlcli.data.tables.profile import Moments
+from mtlcli.data.tables.reader import Target
+from mtlcli.errors import OptionError, did_you_mean
+
+if TYPE_CHECKING:
+    import polars as pl
+
+CLASSES = 1000  # more than these are no classes
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise OptionError for a task that a network cannot have a head for."""
+    for name in names:
+        if not usable(name):
+            why = "has a point in it" if "." in name else "means something else to PyTorch" if name else "is empty"
+            raise OptionError(
+                f"tasks.{name}", f"the name '{name}' {why}; choose another one, and give `column: {name}`"
+            )
+
+
+def usable(name: str) -> bool:
+    """Whether a network can have a head of this name."""
+    return bool(name) and "." not in name and not hasattr(nn.ModuleDict(), name)
+
+
+def target(name: str, options: TaskOptions, column: pl.Series, missing: Sequence[str]) -> Target:
+    """What the labels of a task are, judged by the values of its column.
+
+    Raises OptionError for a column whose type never fits the kind of task.
+    """
+    source = column.name
+    held = hold(column, missing)
+    if held == "empty":
+        raise OptionError(f"tasks.{name}", f"the column '{source}' holds no label: it is empty in every row")
+    if held == "unsupported" or (held.kind == "date" and options.kind == "regression"):
+        raise OptionError(f"tasks.{name}", f"the column '{source}' holds {column.dtype}, which cannot be a label")
+    if options.kind == "regression":
+        if held.kind in ("text", "boolean") and not column.dtype.is_numeric():
+            kinds = "binary or multiclass"
+            found = next(iter(column.drop_nulls()), "")
+            raise OptionError(
+                f"tasks.{name}",
+                f"a regression needs numbers; the column '{source}' holds {held.kind} values such as '{found}'; "
+                f"is it {kinds}?",
+            )
+        least = 0.0 if options.transform == "log1p" else None
+        return Target(name, options.kind, source, Held("numeric"), least=least)
+    if held.kind == "numeric":
+        numbers = conform(column, held, missing)
+        held = Held("text" if numbers is None or numbers.wrong is not None else "numeric")
+    else:
+        held = Held("text")
+    classes = None
+    if options.classes is not None:
+        classes = tuple(shown(value) for value in options.classes)
+        if len(set(classes)) < len(classes):
+            raise OptionError(f"tasks.{name}.classes", f"each class once; found {', '.join(classes)}")
+    return Target(name, options.kind, source, held, classes)
+
+
+def classes(of: Target, options: TaskOptions, counts: pl.DataFrame) -> tuple[str, ...]:
+    """The classes of a task, in order, by how often each value occurs in any split (`value`, `split`, `count`).
+
+    Binary: 0 and 1 where both occur, else the two most frequent values; whatever else occurs is a mistake in its row.
+    Raises OptionError for a positive value that never occurs, or where there are too many classes.
+    """
+    if of.classes is not None:
+        return of.classes
+    totals: dict[str, int] = {}
+    for value, count in counts.select("value", "count").iter_rows():
+        totals[value] = totals.get(value, 0) + count
+    if of.kind == "multiclass":
+        if len(totals) > CLASSES or (len(totals) > 20 and len(totals) > sum(totals.values()) / 2):
+            raise OptionError(
+                f"tasks.{of.task}",
+                f"the column '{of.column}' holds {len(totals):,} different values in {sum(totals.values()):,} rows, "
+                "too many to be classes; is it a regression?",
+            )
+        return tuple(_sorted(totals, of.held))
+    frequent = sorted(totals, key=lambda value: (-totals[value], value))
+    two = ["0", "1"] if set(totals) <= {"0", "1"} or {"0", "1"} <= set(totals) else _sorted(frequent[:2], of.held)
+    if options.positive is None:
+        return tuple(two)
+    positive = shown(options.positive)
+    if positive not in totals:
+        near = did_you_mean(positive, totals)
+        raise OptionError(
+            f"tasks.{of.task}.positive",
+            f"no row of the column '{of.column}' holds '{positive}'{near}; there are: {', '.join(frequent[:8])}",
+        )
+    negative = next((value for value in (*two, *frequent) if value != positive), f"not {positive}")
+    return negative, positive
+
+
+def label(of: Target, options: TaskOptions, counts: Mapping[str, int], moments: Moments | None) -> Label:
+    """The task as it is fitted: `counts` of training rows by class, or the `moments` of its training labels.
+
+    Raises OptionError where there is nothing to learn.
+    """
+    option = f"tasks.{of.task}"
+    if moments is not None:
+        if not moments.known:
+            raise OptionError(option, f"no training row has a label in the column '{of.column}'")
+        if moments.low == moments.high:
+            same = np.expm1(moments.low) if of.least is not None else moments.low
+            raise OptionError(
+                option, f"every training row has the label {same:g} (column '{of.column}'); nothing to learn"
+            )
+        return Label(
+            name=of.task,
+            kind=of.kind,
+            column=of.column,
+            holds="numeric",
+            mean=moments.mean,
+            scale=moments.deviation,
+            transform=options.transform,
+            unit=options.unit,
+        )
+    assert of.classes is not None
+    present = [name for name in of.classes if counts.get(name)]
+    if not present:
+        raise OptionError(option, f"no training row has a label in the column '{of.column}'")
+    if len(present) < 2:
+        raise OptionError(
+            option, f"every training row has the label '{present[0]}' (column '{of.column}'); nothing to learn"
+        )
+    return Label(
+        name=of.task,
+        kind=of.kind,
+        column=of.column,
+        holds=of.held.kind,
+        classes=list(of.classes),
+        class_weights=_weights(of, options, counts),
+    )
+
+
+def notes(of: Target, options: TaskOptions, counts: Mapping[str, int]) -> list[str]:
+    """What a person should know of the classes of a task."""
+    assert of.classes is not None
+    found = []
+    plain = set(of.classes) <= {"0", "1"} or {name.lower() for name in of.classes} <= set(WORDS)
+    if of.kind == "binary" and not plain and options.positive is None and options.classes is None:
+        found.append(
+            f"task '{of.task}': '{of.classes[1]}' counts as 1 and '{of.classes[0]}' as 0; "
+            f"data.tasks.{of.task}.positive says so, or turns it round"
+        )
+    never = [name for name in of.classes if not counts.get(name)]
+    if never:
+        found.append(f"task '{of.task}': no training row has the class {', '.join(never)}, so it cannot be learned")
+    return found
+
+
+def _weights(of: Target, options: TaskOptions, counts: Mapping[str, int]) -> list[float] | None:
+    assert of.classes is not None
+    each = [counts.get(name, 0) for name in of.classes]
+    if options.class_weights == "balanced":
+        # As scikit-learn has it: a class that never occurs is given the weight of one that occurs once.
+        return [sum(each) / (len(each) * max(1, count)) for count in each]
+    if options.class_weights is not None:
+        if len(options.class_weights) != len(of.classes):
+            raise OptionError(
+                f"tasks.{of.task}.class_weights",
+                f"should be {len(of.classes)} numbers, for the classes {', '.join(of.classes)}; "
+                f"found {len(options.class_weights)}",
+            )
+        return list(options.class_weights)
+    if options.positive_weight is None:
+        return None
+    return [1.0, each[0] / each[1] if options.positive_weight == "balanced" else options.positive_weight]
+
+
+def _sorted(values: Sequence[str] | Mapping[str, int], held: Held) -> list[str]:
+    return sorted(values, key=float) if held.kind == "numeric" else sorted(values)

@@ -1,0 +1,22 @@
+"""Whether a table fits into memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mtlcli.data.tables.source import Source
+
+
+def exceeded(limit_mib: int | None, source: Source) -> bool:
+    """Whether all rows take more than `limit_mib`; by default, than half of what is available."""
+    return source.decoded_mib > (available_mib() / 2 if limit_mib is None else limit_mib)
+
+
+def available_mib() -> float:
+    """Memory that can be had without swapping, as far as the system says."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) / 2**10
+    except (OSError, KeyError, ValueError):  # no Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20

@@ -1,0 +1,287 @@
+"""Files as frames: block after block, in any order, with the number of every row."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mtlcli.data.tables.files import DELIMITED, PARQUET, find
+from mtlcli.errors import MtlError, did_you_mean
+
+if TYPE_CHECKING:
+    import polars as pl
+
+ROW = "\0row"  # the column with every row's number in its file, from 0
+RAGGED = "\0ragged"  # the column with the number of fields of a row that has too few or too many; else null
+VALUES = 2**21  # of a block: 65,536 rows at most
+BYTES = 2**24  # of a block of a text file
+
+
+class Block(NamedTuple):
+    """A stretch of rows of one file."""
+
+    file: Path
+    start: int  # number of its first row in the file, from 0
+    rows: int
+    offset: int  # number of its first row over all files
+    span: tuple[int, int] = (0, 0)  # bytes, of a text file
+    plain: bool = False  # of a text file: up to its end, every line is a row
+
+
+@dataclass(frozen=True)
+class Source:
+    """One or several files with the same columns.
+
+    Raises MtlError, with the file, where one cannot be read, or has other columns than the first.
+    """
+
+    files: tuple[Path, ...]
+    missing: tuple[str, ...]  # texts that mean that there is no value
+
+    @classmethod
+    def at(cls, path: Path | Sequence[Path], missing: Sequence[str]) -> Source:
+        """Of the files at `path`: one path or several."""
+        paths = [path] if isinstance(path, Path) else path
+        return cls(tuple(dict.fromkeys(file for each in paths for file in find(each))), tuple(missing))
+
+    @cached_property
+    def types(self) -> Mapping[str, pl.DataType | None]:
+        """Every column, with its type; None where the files say nothing of types."""
+        first = _header(self.files[0])
+        for file in self.files[1:]:
+            other = _header(file)
+            for one, two, whose in ((first, other, file), (other, first, self.files[0])):
+                for name in one:
+                    if name not in two:
+                        raise MtlError(
+                            f"{whose}: has no column '{name}'{did_you_mean(name, two)}, which "
+                            f"{file if whose != file else self.files[0]} has; files read together need the same columns"
+                        )
+        return first
+
+    def require(self, names: Sequence[str], like: str) -> None:
+        """Raise MtlError where the files lack one of the columns `names`, which `like` has."""
+        lacking = [name for name in names if name not in self.types]
+        if lacking:
+            raise MtlError(
+                f"{self.files[0]}: lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}, which {like} has"
+                f"{did_you_mean(lacking[0], self.types)}"
+            )
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """All rows in order. Of text files, this reads every byte once."""
+        found: list[Block] = []
+        for file in self.files:
+            offset = found[-1].offset + found[-1].rows if found else 0
+            if file.suffix.lower() in DELIMITED:
+                found += _text_blocks(file, offset)
+                continue
+            with reading(file):
+                import polars as pl
+
+                total = _scan(file).select(pl.len()).collect().item()
+            size = max(1024, min(2**16, VALUES // max(1, len(self.types))))
+            found += [Block(file, at, min(size, total - at), offset + at) for at in range(0, total, size)]
+        if not found:
+            raise MtlError(f"{self.files[0]}: has no rows")
+        return tuple(found)
+
+    @property
+    def rows(self) -> int:
+        """Of all files, blank lines of text files included."""
+        return self.blocks[-1].offset + self.blocks[-1].rows
+
+    @cached_property
+    def decoded_mib(self) -> float:
+        """Rough memory that all rows take while they are read and encoded, in MiB."""
+        if self.files[0].suffix.lower() in DELIMITED:
+            return 4 * sum(file.stat().st_size for file in self.files) / 2**20
+        return 20 * self.rows * len(self.types) / 2**20
+
+    def read(self, block: Block, columns: Sequence[str], numbers: frozenset[str] = frozenset()) -> pl.DataFrame:
+        """`columns` of one block, besides ROW and RAGGED. Of text files every column is text, but for `numbers`,
+        which are numbers where all values of the block are."""
+        import polars as pl
+
+        if block.file.suffix.lower() in DELIMITED:
+            return self._read_text(block, columns, numbers)
+        with reading(block.file):
+            frame = _scan(block.file).select(columns).slice(block.start, block.rows).collect()
+        index = pl.int_range(block.start, block.start + block.rows, eager=True)
+        return frame.with_columns(index.alias(ROW), pl.lit(None, pl.Int64).alias(RAGGED))
+
+    def digest(self) -> str:
+        """Of the content of all files, in order."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with reading(file), open(file, "rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+        return digest.hexdigest()
+
+    def _read_text(self, block: Block, columns: Sequence[str], numbers: frozenset[str]) -> pl.DataFrame:
+        import polars as pl
+
+        with reading(block.file), open(block.file, "rb") as handle:
+            handle.seek(block.span[0])
+            text = handle.read(block.span[1] - block.span[0])
+        names = list(_header(block.file))
+        separator = _separator(block.file)
+
+        def parse(numbers: frozenset[str]) -> pl.DataFrame:
+            types = {name: pl.Float64 if name in numbers else pl.String for name in names}
+            return pl.read_csv(
+                text, has_header=False, schema=types, separator=separator, null_values=list(self.missing)
+            )
+
+        frame = None
+        for typed in dict.fromkeys((numbers, frozenset[str]())):
+            try:
+                frame = parse(typed)
+                break
+            except pl.exceptions.PolarsError:
+                continue
+        short = frame is not None and len(names) > 1 and frame[names[-1]].has_nulls()
+        if frame is None or len(frame) != block.rows or (short and not _even(text, separator, block.rows, len(names))):
+            return _slowly(text, block, names, columns, separator, self.missing)
+        index = pl.int_range(block.start, block.start + block.rows, eager=True)
+        frame = frame.with_columns(index.alias(ROW), pl.lit(None, pl.Int64).alias(RAGGED))
+        if b"\n\n" in text or b"\n\r\n" in text or text.startswith((b"\n", b"\r\n")):  # a blank line is no row
+            frame = frame.filter(~pl.all_horizontal(pl.col(names).is_null()))
+        return frame.select(*columns, ROW, RAGGED)
+
+
+class reading:  # noqa: N801 - a context manager, which reads as a verb
+    """Turn what a reader raises about `file` into one message."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        import polars as pl
+
+        if isinstance(error, pl.exceptions.PolarsError | OSError | pl.exceptions.PanicException):
+            what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise MtlError(f"{self.file}: cannot be read as {self.file.suffix.lstrip('.')}: {what}") from None
+
+
+def _scan(file: Path) -> pl.LazyFrame:
+    """The rows of a file that knows the types of its columns."""
+    import polars as pl
+
+    if file.suffix.lower() in PARQUET:
+        return pl.scan_parquet(file, glob=False, hive_partitioning=False)
+    return pl.scan_ipc(glob.escape(str(file)), hive_partitioning=False)
+
+
+def _header(file: Path) -> dict[str, pl.DataType | None]:
+    """Columns and their types. Raises MtlError for a name that stands twice, or is empty."""
+    if file.suffix.lower() not in DELIMITED:
+        with reading(file):
+            return dict(_scan(file).collect_schema())
+    with reading(file), open(file, "rb") as handle:
+        line = handle.readline(2**20)
+    try:
+        names = next(csv.reader([line.decode("utf-8-sig")], delimiter=_separator(file)), [])
+    except UnicodeDecodeError as error:
+        raise MtlError(
+            f"{file}: should be a text file in UTF-8; byte {error.start} of its first line is none"
+        ) from None
+    except csv.Error as error:
+        raise MtlError(f"{file}: cannot be read as csv: {error}") from None
+    names = [name.strip() for name in names]
+    if not names:
+        raise MtlError(f"{file}: is empty; the first line should name the columns")
+    for number, name in enumerate(names):
+        if not name:
+            raise MtlError(f"{file}: column {number + 1} has no name; the first line should name every column")
+        if name in names[:number]:
+            raise MtlError(f"{file}: has two columns '{name}'; every column needs a name of its own")
+    return dict.fromkeys(names)
+
+
+def _separator(file: Path) -> str:
+    """Of a .csv, whichever of comma, semicolon and tab its first line holds most of."""
+    usual = DELIMITED[file.suffix.lower()]
+    if usual != ",":
+        return usual
+    with open(file, "rb") as handle:
+        line = handle.readline(2**20)
+    return max(",", ";", "\t", key=lambda mark: line.count(mark.encode()))
+
+
+def _text_blocks(file: Path, offset: int) -> Iterator[Block]:
+    """Blocks that end where a row ends: at a line break outside of quotes."""
+    with reading(file), open(file, "rb") as handle:
+        handle.readline()
+        begin, row, plain = handle.tell(), 0, True
+        end = os.fstat(handle.fileno()).st_size
+        while begin < end:
+            size = BYTES
+            while True:
+                handle.seek(begin)
+                text = handle.read(size)
+                last = begin + len(text) >= end
+                breaks, lines = _breaks(text)
+                if len(breaks) or last:
+                    break
+                size *= 2  # a field longer than a block
+            stop = len(text) if last else int(breaks[-1]) + 1
+            rows = len(breaks) + (last and (not len(breaks) or int(breaks[-1]) + 1 < len(text)))
+            plain = plain and lines == len(breaks)
+            yield Block(file, row, rows, offset + row, (begin, begin + stop), plain)
+            begin, row = begin + stop, row + rows
+
+
+def _breaks(text: bytes) -> tuple[np.ndarray, int]:
+    """Where rows end, and how many lines end."""
+    codes = np.frombuffer(text, np.uint8)
+    breaks = np.flatnonzero(codes == ord("\n"))
+    lines = len(breaks)
+    if b'"' in text:
+        quotes = np.flatnonzero(codes == ord('"'))
+        breaks = breaks[np.searchsorted(quotes, breaks) % 2 == 0]
+    return breaks, lines
+
+
+def _even(text: bytes, separator: str, rows: int, width: int) -> bool:
+    """Whether every row surely has `width` fields; False where only a closer look can tell."""
+    return b'"' not in text and text.count(separator.encode()) == rows * (width - 1)
+
+
+def _slowly(
+    text: bytes, block: Block, names: list[str], columns: Sequence[str], separator: str, missing: Sequence[str]
+) -> pl.DataFrame:
+    """A block in which rows are too short or too long, read field by field; such rows say so in RAGGED."""
+    import polars as pl
+
+    try:
+        lines = list(csv.reader(io.StringIO(text.decode(), newline=""), delimiter=separator, strict=False))
+    except UnicodeDecodeError as error:
+        row = block.start + text.count(b"\n", 0, error.start)
+        raise MtlError(f"{block.file}, row {row + 1}: should be text in UTF-8; it holds other bytes") from None
+    except csv.Error as error:
+        raise MtlError(f"{block.file}, after row {block.start}: cannot be read as csv: {error}") from None
+    at = [names.index(name) for name in columns]
+    blank = set(missing) | {""}
+    whole = [line if len(line) == len(names) else [""] * len(names) for line in lines]
+    fields = {
+        name: pl.Series([None if line[j] in blank else line[j] for line in whole], dtype=pl.String)
+        for name, j in zip(columns, at, strict=True)
+    }
+    wrong = pl.Series([None if len(line) in (0, len(names)) else len(line) for line in lines], dtype=pl.Int64)
+    index = pl.int_range(block.start, block.start + len(lines), eager=True)
+    return pl.DataFrame({**fields, ROW: index, RAGGED: wrong}).filter(pl.Series([bool(line) for line in lines]))

@@ -1,0 +1,140 @@
+"""`mtl init`: a recipe that runs at once, for a table of one's own or for the packaged data."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from harness import Mtl
+
+from mtlcli import yamlfile
+
+
+@pytest.fixture(autouse=True)
+def _own_table() -> None:
+    rng = np.random.default_rng(0)
+    n = 300
+    x = rng.standard_normal(n)
+    pl.DataFrame(
+        {
+            "order_id": [f"o{i}" for i in range(n)],
+            "client_id": rng.integers(0, 60, n),
+            "when": pl.Series(np.datetime64("2023-01-01") + rng.integers(0, 500, n)).cast(pl.Date),
+            "city": rng.choice(["Bern", "Lima: south", "#3"], n),
+            "x": x,
+            "churn": (x + rng.standard_normal(n) > 1.6).astype(int),
+            "type": rng.choice(["a", "b", "c"], n),
+            "spend": np.exp(2 * x).round(2),
+        }
+    ).write_csv("my.csv")
+
+
+TASKS = ("--task", "churn:binary", "--task", "spend:regression")
+
+
+def test_the_four_commands(mtl: Mtl) -> None:
+    done = mtl("init", "--from", "my.csv", *TASKS, "recipe.yaml")
+    assert done.code == 0, done.err
+    assert "next: mtl check recipe.yaml" in done.out
+    assert mtl("check", "recipe.yaml").code == 0
+    small = ("--set", "train.epochs=1")
+    done = mtl("compare", "recipe.yaml", "--methods", "ew,uw", "--seeds", "0,1", "--out", "cmp", *small)
+    assert done.code == 0, done.err
+    report = json.loads(Path("cmp/report.json").read_text())
+    assert {row["method"] for row in report["rows"]} == {"single_task", "ew", "uw"}
+    pl.read_csv("my.csv").drop("churn", "spend").head(9).write_csv("new.csv")
+    assert mtl("predict", "cmp/uw/seed-1", "new.csv", "--out", "pred.csv").code == 0
+    columns = ["client_id", "churn.probability", "churn.class", "spend.prediction"]
+    assert pl.read_csv("pred.csv").columns == columns
+    assert len(pl.read_csv("pred.csv")) == 9
+
+
+def test_what_it_proposes(mtl: Mtl) -> None:
+    values = json.loads(mtl("init", "--from", "my.csv", *TASKS, "recipe.yaml", "--json").out)
+    assert values["recipe"] == "recipe.yaml"
+    assert values["tasks"]["spend"] == {"kind": "regression", "transform": "log1p"}
+    text = Path("recipe.yaml").read_text()
+    data = yamlfile.parse(text, "recipe.yaml").values["data"]
+    assert data["path"] == "my.csv"
+    assert data["drop"] == ["order_id"]
+    assert data["split"] == {"val": 0.1, "test": 0.2, "by": "client_id", "seed": 0}
+    assert data["tasks"]["churn"]["kind"] == "binary"
+    for words in ("# ", "when ", "date ", "order_id", "dropped", "epochs", "widths"):
+        assert words in text
+    every = [line for line in text.splitlines() if line.strip() and not line.rstrip().endswith(":")]
+    assert sum("#" in line for line in every) > 0.75 * len(every)
+    assert max(map(len, text.splitlines())) <= 140
+
+
+def test_a_split_column_and_a_name_that_torch_takes(mtl: Mtl) -> None:
+    frame = pl.read_csv("my.csv").with_columns(fold=pl.Series(["train", "val", "test"] * 100))
+    frame.write_parquet("my.parquet")
+    assert mtl("init", "--from", "my.parquet", "--task", "type:multiclass", "r.yaml").code == 0
+    data = yamlfile.parse(Path("r.yaml").read_text(), "").values["data"]
+    assert data["tasks"] == {"type_label": {"kind": "multiclass", "column": "type"}}
+    assert data["split"] == {"column": "fold"}
+    assert json.loads(mtl("check", "r.yaml", "--json").out)["rows"] == {"train": 100, "val": 100, "test": 100}
+
+
+def test_paths_are_taken_from_the_recipe(mtl: Mtl) -> None:
+    assert mtl("init", "--from", "my.csv", *TASKS, "recipes/mine/recipe.yaml").code == 0
+    assert "path: ../../my.csv" in Path("recipes/mine/recipe.yaml").read_text()
+    assert mtl("check", "recipes/mine/recipe.yaml").code == 0
+
+
+def test_the_packaged_data(mtl: Mtl) -> None:
+    assert mtl("init", "recipe.yaml").code == 0
+    about = json.loads(mtl("check", "recipe.yaml", "--set", "data.rows=2000", "--json").out)
+    assert about["rows"]["train"] == 2000
+    assert Path("recipe.yaml").read_text().count("#") > 15
+
+
+def test_nothing_is_written_over(mtl: Mtl) -> None:
+    Path("recipe.yaml").write_text("mine")
+    done = mtl("init", "recipe.yaml")
+    assert done.code == 2
+    assert "recipe.yaml: is there already; --force writes over it" in done.err
+    assert Path("recipe.yaml").read_text() == "mine"
+    assert mtl("init", "recipe.yaml", "--force").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "my.csv"], "name what to predict with --task NAME:KIND"),
+        (["--from", "my.csv", "--task", "chrun:binary"], "my.csv has no column 'chrun'; did you mean 'churn'?"),
+        (["--from", "my.csv", "--task", "churn:binry"], "with binary, multiclass, regression for KIND; did you mean"),
+        (["--from", "my.csv", "--task", "churn"], "should be NAME:KIND"),
+        (["--from", "my.csv", "--task", "type:binary"], "a binary task has two values; the column 'type' holds 3"),
+        (["--from", "my.csv", "--task", "city:regression"], "a regression needs numbers"),
+        (["--from", "my.csv", *TASKS, *TASKS], "'churn' is given twice"),
+        (["--from", "mine.csv", *TASKS], "mine.csv: no such file; did you mean 'my.csv'?"),
+        ([*TASKS], "--task names a column of the table given with --from"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_mistakes(mtl: Mtl, arguments: list[str], message: str) -> None:
+    done = mtl("init", *arguments, "recipe.yaml")
+    assert done.code == 2
+    assert message in done.err
+    assert not Path("recipe.yaml").exists()
+
+
+def test_at_a_terminal_it_asks() -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "mtlcli", "init", "--from", "my.csv", "recipe.yaml"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    os.close(theirs)
+    os.write(ours, b"chrun:binary\nchurn:binary\ny\nspend:regression\nn\n")
+    out, _ = process.communicate(timeout=120)
+    os.close(ours)
+    assert process.returncode == 0, out.decode()
+    assert "did you mean 'churn'" in out.decode()
+    assert list(yamlfile.parse(Path("recipe.yaml").read_text(), "").values["data"]["tasks"]) == ["churn", "spend"]
