@@ -10,8 +10,7 @@ streamed      the dataset `table` with `stream: true`, which reads the file anew
 dataloader    torch's DataLoader over the same tensors, without workers, a batch a time from a shuffled sampler
 collated      torch's DataLoader as it is mostly used: rows one by one, put together by its default collation
 
-Shown are medians over rounds, and the memory that an epoch adds to the process at its highest. The machine's load says
-whether anything else ran.
+Shown are medians over rounds. The machine's load says whether anything else ran.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -77,27 +75,18 @@ def ways(path: Path, batch: int) -> dict[str, Callable[[int], Iterator[int]]]:
     return {"resident": ours(resident), "streamed": ours(streamed), "dataloader": theirs, "collated": collated}
 
 
-def measure(path: Path, batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Median rows per second of every way, and by how much an epoch raised the peak of the resident set."""
+def measure(path: Path, batch: int, rounds: int) -> dict[str, int]:
+    """Median rows per second of every way."""
     each = ways(path, batch)
     seconds: dict[str, list[float]] = {name: [] for name in each}
-    raised = dict.fromkeys(each, 0.0)
     counted = dict.fromkeys(each, 0)
     for epoch in range(rounds + 1):  # the first is not counted
         for name, way in each.items():
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             begun = time.perf_counter()
             counted[name] = sum(way(epoch))
             if epoch:
                 seconds[name].append(time.perf_counter() - begun)
-            raised[name] += (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
-    return {
-        name: {
-            "rows_per_second": round(counted[name] / statistics.median(seconds[name])),
-            "peak_raised_mib": round(raised[name], 1),
-        }
-        for name in each
-    }
+    return {name: round(counted[name] / statistics.median(seconds[name])) for name in each}
 
 
 def main() -> None:
@@ -122,16 +111,14 @@ def main() -> None:
         "load": [round(value, 2) for value in os.getloadavg()],
     }
     if given.json:
-        json.dump({**about, "ways": found}, sys.stdout, indent=2)
+        json.dump({**about, "rows_per_second": found}, sys.stdout, indent=2)
         print()
         return
     table = Table(title=", ".join(f"{name} {value}" for name, value in about.items()))
-    for heading in ("way", "rows per second", "against dataloader", "peak raised by, MiB"):
+    for heading in ("way", "rows per second", "against dataloader"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
-    base = found["dataloader"]["rows_per_second"]
-    for name, values in found.items():
-        speed = values["rows_per_second"]
-        table.add_row(name, f"{speed:,}", f"{speed / base:.2f}", f"{values['peak_raised_mib']:,.0f}")
+    for name, speed in found.items():
+        table.add_row(name, f"{speed:,}", f"{speed / found['dataloader']:.2f}")
     Console().print(table)
 
 

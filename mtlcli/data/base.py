@@ -293,12 +293,13 @@ class Dataset(ABC):
         """
         raise MtlError(f"dataset '{self.name}' reads no files of one's own; new rows are for runs on a table")
 
-    def read(self, path: Path, fitted: Mapping[str, Any]) -> NewRows:
+    def read(self, path: Path, fitted: Mapping[str, Any], labels: bool = True) -> NewRows:
         """The rows of a new file, encoded as the training rows were; labels where it has them, missing elsewhere.
 
         Args:
             path: the file.
             fitted: `MultiTaskData.fitted` of the run.
+            labels: whether to read labels at all; without, whatever stands in their columns is no mistake.
 
         Raises MtlError where the file does not fit, or where this dataset cannot read others.
         """

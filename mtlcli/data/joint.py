@@ -45,7 +45,7 @@ class Joint(Dataset):
         @classmethod
         def _known(cls, sources: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             if not sources:
-                raise ValueError("names no source; give at least one")
+                raise ValueError("should name at least one source; found none")
             return {source: _plain(*_checked(source, dict(values))) for source, values in sources.items()}
 
         def at(self, folder: Path) -> Self:
@@ -71,13 +71,14 @@ class Joint(Dataset):
 def _checked(source: str, values: dict[str, Any]) -> tuple[str, AnyOptions]:
     """A source's dataset and its options. Raises ValueError, as pydantic wants it."""
     if not source.isidentifier():
-        raise ValueError(f"a source is called by letters, digits and underscores; found '{source}'")
+        raise ValueError(f"should call sources by letters, digits and underscores; found '{source}'")
     name = values.pop("name", None)
     if name not in registry.datasets.names():
-        raise ValueError(f"{source}: {registry.datasets.unknown(name)}")
+        raise ValueError(f"should name datasets; {source}: {registry.datasets.unknown(name)}")
     built, problems = check(registry.datasets.get(name).Options, values, source)
     if built is None:
-        raise ValueError("; ".join(f"{problem.path}: {problem.message}" for problem in problems))
+        found = "; ".join(f"{problem.path}: {problem.message}" for problem in problems)
+        raise ValueError(f"should hold what each dataset takes; {found}")
     return name, built
 
 

@@ -37,8 +37,9 @@ class OwnTable(Dataset):
     values are numbers, 0 and 1. Dates become days, besides weekday, month and hour where these differ. Texts become
     categories: a missing one is a category of its own, and one that training rows do not have gets code 0. Dropped are
     texts that are nearly all different, whole numbers that are all different in a column called like an identifier, and
-    columns that never change. `mtl check` shows what becomes of every column; `columns` corrects it. What a column of a CSV file holds is judged
-    by up to 100,000 rows spread over the file. All statistics come from the training rows alone.
+    columns that never change. `mtl check` shows what becomes of every column; `columns` corrects it. What a column of a
+    CSV file holds is judged by up to 100,000 rows spread over the file. All statistics come from the training rows
+    alone.
 
     Labels: what is empty is not known, and counts for nothing. Two values of a binary task are 0 and 1 in their order,
     unless `positive` names the second.
@@ -120,7 +121,7 @@ class OwnTable(Dataset):
         known = Fitted.of(fitted)
         return MultiTaskData(known.tasks, known.features, {}, known.fingerprint, fitted=fitted)
 
-    def read(self, path: Path, fitted: Mapping[str, Any]) -> NewRows:
+    def read(self, path: Path, fitted: Mapping[str, Any], labels: bool = True) -> NewRows:
         """All rows of the files at `path`, in order. Other columns than in training are passed over with a note."""
         import polars as pl
 
@@ -130,7 +131,7 @@ class OwnTable(Dataset):
         targets = [
             Target(label.name, label.kind, label.column, label.held, tuple(label.classes) or None, label.least)
             for label in known.labels
-            if label.column in source.types
+            if labels and label.column in source.types
         ]
         reader = Reader(source, {column.name: column.held for column in known.columns}, targets)
         faults = Faults(self.options.on_error == "skip")

@@ -84,7 +84,7 @@ def evaluate_run(run: Run, split: str, checkpoint: str, device: str) -> dict[str
 
 def evaluate_file(run: Run, path: Path, checkpoint: str, device: str) -> dict[str, Any]:
     """Score a new file with one of the run's checkpoints. The data that the run was trained on are not read."""
-    prepared, clock, rows = new_rows(run, path, checkpoint, device)
+    prepared, clock, rows = new_rows(run, path, checkpoint, device, labels=True)
     if not rows.labels:
         raise MtlError(f"{path}: has no column with labels, so there is nothing to score; mtl predict needs none")
     tasks = prepared.data.tasks
@@ -110,13 +110,15 @@ def evaluate_file(run: Run, path: Path, checkpoint: str, device: str) -> dict[st
     }
 
 
-def new_rows(run: Run, path: Path, checkpoint: str, device: str) -> tuple[Prepared, dict[str, Any], NewRows]:
+def new_rows(
+    run: Run, path: Path, checkpoint: str, device: str, labels: bool
+) -> tuple[Prepared, dict[str, Any], NewRows]:
     """The model of a run, built from what it keeps, the checkpoint's clock, and the rows of a new file on its device.
 
     Raises MtlError where the run keeps nothing to read new files with, or the file does not fit.
     """
     recipe, fitted = read_recipe(run), run.fitted()
-    rows = dataset(recipe).read(path, fitted)
+    rows = dataset(recipe).read(path, fitted, labels)
     prepared = prepare(recipe, choose_device(device), fitted)
     clock = load_model(prepared, run.path / f"{checkpoint}.pt")
     return prepared, clock, replace(rows, split=rows.split.to(prepared.device))

@@ -43,7 +43,7 @@ def predict_file(run: Run, path: Path, out: Path, checkpoint: str, device: str) 
         raise MtlError(f"--out {out}: should end in one of {', '.join(WRITERS)}{hint}")
     if out.is_dir():
         raise MtlError(f"--out {out}: is a folder; name a file")
-    prepared, clock, rows = new_rows(run, path, checkpoint, device)
+    prepared, clock, rows = new_rows(run, path, checkpoint, device, labels=False)
     if any(out.resolve() == file.resolve() for file in rows.files):
         raise MtlError(f"--out {out}: is the file that is read; name another one")
     tasks = prepared.data.tasks

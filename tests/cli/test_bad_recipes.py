@@ -78,8 +78,8 @@ ONE = [  # (text of the recipe, what stands there instead, line, path, words tha
     ("widths: [8]", "widths: [8, 0]", 2, "model.encoder.widths.1", "should be a whole number >= 1; found 0"),
     ("batch_size: 32", "tasks: []", 1, "data.tasks", "at least 1"),
     # unknown names
-    ("name: toy", "name: tay", 1, "data.name", "no dataset 'tay'; did you mean 'toy'?; there are: census, toy"),
-    ("name: toy, ", "", 1, "data.name", "is required: one of census, toy"),
+    ("name: toy", "name: tay", 1, "data.name", "no dataset 'tay'; did you mean 'toy'?; there are: "),
+    ("name: toy, ", "", 1, "data.name", "is required: one of "),
     ("name: mlp", "name: mpl", 2, "model.encoder.name", "no encoder 'mpl'; did you mean 'mlp'?"),
     ("model: {", "model: {trunk: mmeo, ", 2, "model.trunk.name", "no trunk 'mmeo'; did you mean 'mmoe'?"),
     ("loss: ew", "loss: igb1", 3, "weighting.loss.name", "no loss weighting 'igb1'; did you mean 'igb_v1'?"),

@@ -134,6 +134,14 @@ def test_new_columns_are_passed_over_and_labels_are_not_needed(mtl: Mtl) -> None
     assert (values["rows"], values["left_out"], values["columns"]) == (50, 0, COLUMNS)
     assert values["tasks"]["spend"] == {"kind": "regression", "unit": "dollars", "columns": ["spend.prediction"]}
     assert pl.read_csv("a.csv").equals(pl.read_csv("b.csv"))
+    table(50, 2).with_columns(churn=pl.lit("?"), segment=pl.lit("?"), spend=pl.lit("?")).write_csv("open.csv")
+    assert mtl("predict", "run", "open.csv", "--out", "c.csv").code == 0
+    assert pl.read_csv("a.csv").equals(pl.read_csv("c.csv"))
+    done = mtl("eval", "run", "--data", "open.csv")
+    assert done.code == 2
+    assert (
+        "row 1 (line 2): column 'churn', the label of task 'churn', should hold one of its classes no, yes" in done.err
+    )
 
 
 @pytest.mark.usefixtures("at")

@@ -193,10 +193,10 @@ def test_what_cannot_be_is_refused() -> None:
         with pytest.raises(MtlError, match=match):
             prepare(recipes.from_values(values, "joint.yaml"), CPU)
 
-    refused(r"data\.sources: a: no dataset 'tyo'; did you mean 'toy'\?", sources={"a": {"name": "tyo"}})
-    refused(r"data\.sources: a\.rows: should be a whole number", sources={"a": {"name": "toy", "rows": "x"}})
-    refused(r"called by letters", sources={"a b": {"name": "toy"}})
-    refused(r"data\.sources: names no source", sources={})
+    refused(r"data\.sources: .*; a: no dataset 'tyo'; did you mean 'toy'\?", sources={"a": {"name": "tyo"}})
+    refused(r"data\.sources: .*; a\.rows: should be a whole number", sources={"a": {"name": "toy", "rows": "x"}})
+    refused(r"by letters", sources={"a b": {"name": "toy"}})
+    refused(r"data\.sources: should name at least one source", sources={})
     refused(r"data\.sources\.a\.rows: should be at most", sources={"a": {"name": "census", "rows": 10**7}})
     values = toy.values(weighting={"gradient": {"name": "pcgrad", "wrt": "representation"}})
     values["data"] = joint()

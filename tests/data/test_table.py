@@ -179,6 +179,11 @@ def test_names_of_rows_are_dropped_unless_asked_for(tmp_path: Path) -> None:
     assert not any("left out" in note for note in chosen.notes)
 
 
+def test_a_column_without_a_name_is_taken_for_the_numbers_of_the_rows(tmp_path: Path) -> None:
+    data = load(csv(tmp_path, ",x,y\n" + "".join(f"{i},{i % 7},{i % 2}\n" for i in range(60))), tasks=Y)
+    assert uses(data) == {"unnamed_1": "dropped", "x": "numeric", "y": "label"}
+
+
 def test_a_number_can_be_a_category(tmp_path: Path) -> None:
     text = "zip,x,y\n" + "".join(f"{i % 4 + 10},{i * 1.5},{i % 2}\n" for i in range(40))
     data = load(csv(tmp_path, text), tasks=Y, columns={"zip": "categorical"})
@@ -243,6 +248,15 @@ def test_weights_of_classes(tmp_path: Path) -> None:
     assert weights["y3"] == (1.0, 3.0)
     assert weights["z"] == pytest.approx((48 / (3 * 24), 48 / (3 * 16), 48 / (3 * 8)))
     assert weights["z3"] == (1.0, 2.5, 0.0)
+
+
+def test_truth_values_are_the_same_classes_however_they_are_written(tmp_path: Path) -> None:
+    text = "x,y\n" + "".join(f"{i},{bool(i % 2)}\n" for i in range(60))
+    told = dataset(csv(tmp_path, text), tasks={"y": {"kind": "binary", "positive": False}})
+    data = told.load()
+    assert data.tasks[0].classes == ("true", "false")
+    pl.DataFrame({"x": [1, 2], "y": [True, False]}).write_parquet(tmp_path / "new.parquet")
+    assert told.read(tmp_path / "new.parquet", data.fitted).split.targets["y"].tolist() == [0, 1]
 
 
 def test_binary_labels_of_every_type(tmp_path: Path) -> None:
@@ -474,7 +488,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("x,y\n" + "1,7\n2,7\n" * 30, {"tasks": {"y": {"kind": "regression"}}}, r"every training row has the label 7"),
     ("y\n" + "0\n1\n" * 20, {}, r"no column is left to predict from"),
     ("x,x,y\n1,2,0\n", {}, r"t\.csv: has two columns 'x'"),
-    ("x,,y\n1,2,0\n", {}, r"t\.csv: column 2 has no name"),
     ("", {}, r"t\.csv: is empty"),
     ("x,c,y\n", {}, r"t\.csv: has no rows"),
     ("x,c,y\n1,a,0\n2,b,1\n", {}, r"split: leaves the split 'train' without rows"),

@@ -250,18 +250,18 @@ print(peak() - before)
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """600,000 rows of 40 numeric columns: 183 MiB as float64, in row groups of 131,072 rows."""
+    """1,500,000 rows of 40 numeric columns: 469 MiB as float64, in row groups of 131,072 rows."""
     path = tmp_path_factory.mktemp("wide") / "t.parquet"
     rng = np.random.default_rng(0)
-    frame = pl.DataFrame({f"x{j}": rng.standard_normal(600_000, np.float32) for j in range(40)})
+    frame = pl.DataFrame({f"x{j}": rng.standard_normal(500_000, np.float32) for j in range(40)})
     pl.concat([frame.with_columns(y=pl.col("x0") + pl.col("x1"))] * 3).write_parquet(path, row_group_size=131_072)
     return path
 
 
 def test_memory_stays_bounded_however_long_the_file(wide: Path) -> None:
-    """Of 1,800,000 rows: 563 MiB as float64, of which a stream never holds the larger part."""
+    """Beside the imports: two blocks, the shuffled rows and a sample, as often as they are copied on the way."""
     done = subprocess.run([sys.executable, "-c", WIDE, str(wide)], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 400
+    assert float(done.stdout) < 350
 
 
 def test_a_stream_is_fast_enough(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,16 @@
 """What a recipe asks for against what its data give."""
 
-import mtlcli
 import pytest
-import toy
 import torch
+import toy
+from torch import nn
+
+import mtlcli
 from mtlcli import recipe as recipes
 from mtlcli.data.base import ImageFeatures
 from mtlcli.engine.prepare import prepare
 from mtlcli.errors import MtlError
 from mtlcli.models.base import Encoder
-from torch import nn
 
 
 def test_an_encoder_of_other_inputs_is_refused_with_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:

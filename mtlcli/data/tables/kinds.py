@@ -155,7 +155,10 @@ def shown(value: object) -> str:
     """A value from a recipe as text like that of a column: `true`, `3`, `A`."""
     if isinstance(value, bool):
         return str(value).lower()
-    return number_text(value) if isinstance(value, int | float) else str(value).strip()
+    if isinstance(value, int | float):
+        return number_text(value)
+    text = str(value).strip()
+    return text.lower() if text.lower() in ("true", "false") else text
 
 
 def calendar(days: NDArray[np.float64]) -> dict[str, NDArray[np.int64]]:

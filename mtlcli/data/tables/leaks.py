@@ -19,7 +19,7 @@ FEWEST = 30  # rows with both values, below which nothing is said
 FEWEST_OF_A_CLASS = 5
 NEARLY = 0.999  # rank correlation, area under the ROC curve, or share of variance
 RECALL = 0.99  # mean over classes, where a category names the class
-BINS = 200
+ROWS_PER_BIN = 20
 HELD = 2_000_000  # hashes that are kept
 
 Numbers = NDArray[np.float64]
@@ -82,7 +82,8 @@ def _bins(values: pl.Series) -> NDArray[np.int64]:
     numbers = values.fill_null(float("nan")).to_numpy()
     known = numbers[~np.isnan(numbers)]
     distinct = np.unique(known)
-    edges = distinct if len(distinct) <= BINS else np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)[1:-1]))
+    bins = max(2, len(known) // ROWS_PER_BIN)
+    edges = distinct if len(distinct) <= bins else np.unique(np.quantile(known, np.linspace(0, 1, bins + 1)[1:-1]))
     found = np.searchsorted(edges, numbers)
     return np.where(np.isnan(numbers), len(edges) + 1, found)
 

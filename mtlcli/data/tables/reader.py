@@ -154,6 +154,8 @@ class Reader:
         if target.kind != "regression":
             if target.held.kind == "numeric":
                 values = conform(values, Held("text"), ()).values  # type: ignore[union-attr]
+            truth = values.str.to_lowercase()  # True and true are one class: programs write both
+            values = values.zip_with(~truth.is_in(["true", "false"]).fill_null(False), truth)
             if target.classes is not None:
                 expected = f"one of its classes {_listed(target.classes)}"
                 unknown = values.is_not_null() & ~values.is_in(list(target.classes))

@@ -188,7 +188,7 @@ def _scan(file: Path) -> pl.LazyFrame:
 
 
 def _header(file: Path) -> dict[str, pl.DataType | None]:
-    """Columns and their types. Raises MtlError for a name that stands twice, or is empty."""
+    """Columns and their types. Raises MtlError for a name that stands twice."""
     if file.suffix.lower() not in DELIMITED:
         with reading(file):
             return dict(_scan(file).collect_schema())
@@ -202,12 +202,11 @@ def _header(file: Path) -> dict[str, pl.DataType | None]:
         ) from None
     except csv.Error as error:
         raise MtlError(f"{file}: cannot be read as csv: {error}") from None
-    names = [name.strip() for name in names]
     if not names:
         raise MtlError(f"{file}: is empty; the first line should name the columns")
+    # Programs that number the rows leave that column without a name.
+    names = [name.strip() or f"unnamed_{number}" for number, name in enumerate(names, 1)]
     for number, name in enumerate(names):
-        if not name:
-            raise MtlError(f"{file}: column {number + 1} has no name; the first line should name every column")
         if name in names[:number]:
             raise MtlError(f"{file}: has two columns '{name}'; every column needs a name of its own")
     return dict.fromkeys(names)
