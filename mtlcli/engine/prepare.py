@@ -85,10 +85,11 @@ def prepare(recipe: Recipe, device: torch.device, fitted: Mapping[str, Any] | No
     data = load_data(recipe) if fitted is None else _chosen(recipe, dataset(recipe).restore(fitted))
     with placed(recipe, "model.encoder"):
         encoder_class = registry.encoders.get(recipe.encoder.name)
-
-        def encoder_for(features: Features) -> Encoder:
+        for features in data.features.sources.values() if isinstance(data.features, JointFeatures) else [data.features]:
             if not isinstance(features, encoder_class.reads):
                 raise OptionError("name", _wrong_encoder(recipe.encoder.name, features))
+
+        def encoder_for(features: Features) -> Encoder:
             return encoder_class(recipe.encoder.options, features)
 
         def make_encoder() -> Encoder:
