@@ -65,6 +65,17 @@ class JointFeatures(Features):
     sources: Mapping[str, Features]
     tasks: Mapping[str, tuple[str, ...]]  # of every source
 
+    @staticmethod
+    def joined(source: str, inputs: Inputs) -> Inputs:
+        """What `source` alone calls `inputs`, as a joint batch calls them."""
+        return {f"{source}/{name}": tensor for name, tensor in inputs.items()}
+
+    @staticmethod
+    def parted(inputs: Inputs) -> tuple[str, Inputs]:
+        """The source of a part's inputs, and what that source calls them."""
+        source = next(iter(inputs)).partition("/")[0]
+        return source, {name.partition("/")[2]: tensor for name, tensor in inputs.items()}
+
 
 class Batch(NamedTuple):
     """`inputs` for the encoder and one label tensor of shape (B,) per task.

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mtlcli.data.base import BaseSplit, Batch, ImageFeatures, Loader, Split, fingerprint
 from mtlcli.data.loader import ResidentLoader
-from mtlcli.data.tables.memory import available_mib
+from mtlcli.data.memory import available_mib
 from mtlcli.errors import MtlError
 from mtlcli.tasks import Task
 

@@ -20,7 +20,6 @@ class ResidentLoader:
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.rank, self.world = rank, world
         self._device = next(iter(split.inputs.values())).device
-        self._last: tuple[int, torch.Tensor] | None = None  # epoch and its order
         self._latest = (-1, torch.empty(0))  # epoch and its order
 
     def __len__(self) -> int:

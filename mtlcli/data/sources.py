@@ -45,10 +45,9 @@ def combined(found: Mapping[str, MultiTaskData], policy: Policy, temperature: fl
     digest = hashlib.sha256(json.dumps([[s, data.fingerprint] for s, data in found.items()]).encode())
 
     def augment(inputs: Inputs) -> Inputs:
-        source = next(iter(inputs)).partition("/")[0]
+        source, own = JointFeatures.parted(inputs)
         change = found[source].augment
-        own = {name.partition("/")[2]: tensor for name, tensor in inputs.items()}
-        return inputs if change is None else _joined(source, change(own))
+        return inputs if change is None else JointFeatures.joined(source, change(own))
 
     return MultiTaskData(
         tuple(tasks),
@@ -71,7 +70,7 @@ class Source:
     def batch(self, source: str, batch: Batch) -> Batch:
         """The same rows as a part of a joint batch."""
         targets = {self.names[task]: labels for task, labels in batch.targets.items() if task in self.names}
-        return Batch(_joined(source, batch.inputs), targets)
+        return Batch(JointFeatures.joined(source, batch.inputs), targets)
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,3 @@ class JointLoader:
         """Batch number `step` of every source's own stream."""
         parts = (self._sources[name].batch(name, loader.endless(step)) for name, loader in self.loaders.items())
         return Batch({}, {}, tuple(parts))
-
-
-def _joined(source: str, inputs: Inputs) -> Inputs:
-    return {f"{source}/{name}": tensor for name, tensor in inputs.items()}

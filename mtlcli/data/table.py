@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from mtlcli.data.base import Batch, Dataset, MultiTaskData, NewRows, Split, fingerprint
-from mtlcli.data.tables import memory
+from mtlcli.data.memory import available_mib
 from mtlcli.data.tables.fitted import Fitted
 from mtlcli.data.tables.gather import Gathered, Table, Wanted
 from mtlcli.data.tables.kinds import As
@@ -77,7 +77,8 @@ class OwnTable(Dataset):
         options, split = self.options, self.options.split
         source = Source.at(options.path, options.missing)
         test = None if split.test_path is None else Source.at(split.test_path, options.missing)
-        stream = memory.exceeded(options.memory_mib, source) if options.stream == "auto" else options.stream
+        most = available_mib() / 2 if options.memory_mib is None else options.memory_mib
+        stream = source.decoded_mib > most if options.stream == "auto" else options.stream
         wanted = Wanted(
             tasks=options.tasks,
             features=None if options.features == "auto" else options.features,

@@ -56,8 +56,7 @@ class OwnStages(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Whatever the source's stage gives."""
-        source = next(iter(inputs)).partition("/")[0]
-        own = {name.partition("/")[2]: tensor for name, tensor in inputs.items()}
+        source, own = JointFeatures.parted(inputs)
         found: Tensor = self.stages[self._keys[source]](own)
         return found
 

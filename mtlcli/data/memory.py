@@ -1,16 +1,9 @@
-"""Whether a table fits into memory."""
+"""How much memory rows may take."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-
-from mtlcli.data.tables.source import Source
-
-
-def exceeded(limit_mib: int | None, source: Source) -> bool:
-    """Whether all rows take more than `limit_mib`; by default, than half of what is available."""
-    return source.decoded_mib > (available_mib() / 2 if limit_mib is None else limit_mib)
 
 
 def available_mib() -> float:
