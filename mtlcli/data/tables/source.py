@@ -36,6 +36,7 @@ class Block(NamedTuple):
     offset: int  # number of its first row over all files
     span: tuple[int, int] = (0, 0)  # bytes, of a text file
     plain: bool = False  # of a text file: up to its end, every line is a row
+    blank: bool = False  # of a text file: whether lines can be blank
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Source:
             return _slowly(text, block, names, columns, separator, self.missing)
         index = pl.int_range(block.start, block.start + block.rows, eager=True)
         frame = frame.with_columns(index.alias(ROW), pl.lit(None, pl.Int64).alias(RAGGED))
-        if b"\n\n" in text or b"\n\r\n" in text or text.startswith((b"\n", b"\r\n")):  # a blank line is no row
+        if block.blank:
             frame = frame.filter(~pl.all_horizontal(pl.col(names).is_null()))
         return frame.select(*columns, ROW, RAGGED)
 
@@ -234,26 +235,28 @@ def _text_blocks(file: Path, offset: int) -> Iterator[Block]:
                 handle.seek(begin)
                 text = handle.read(size)
                 last = begin + len(text) >= end
-                breaks, lines = _breaks(text)
+                breaks, lines, blank = _breaks(text)
                 if len(breaks) or last:
                     break
                 size *= 2  # a field longer than a block
             stop = len(text) if last else int(breaks[-1]) + 1
             rows = len(breaks) + (last and (not len(breaks) or int(breaks[-1]) + 1 < len(text)))
             plain = plain and lines == len(breaks)
-            yield Block(file, row, rows, offset + row, (begin, begin + stop), plain)
+            yield Block(file, row, rows, offset + row, (begin, begin + stop), plain, blank)
             begin, row = begin + stop, row + rows
 
 
-def _breaks(text: bytes) -> tuple[np.ndarray, int]:
-    """Where rows end, and how many lines end."""
+def _breaks(text: bytes) -> tuple[np.ndarray, int, bool]:
+    """Where rows end, how many lines end, and whether one of these is blank."""
     codes = np.frombuffer(text, np.uint8)
     breaks = np.flatnonzero(codes == ord("\n"))
     lines = len(breaks)
+    short = breaks[np.diff(breaks, prepend=-1) == 2] - 1
+    blank = bool((np.diff(breaks, prepend=-1) == 1).any() or (codes[short] == ord("\r")).any())
     if b'"' in text:
         quotes = np.flatnonzero(codes == ord('"'))
         breaks = breaks[np.searchsorted(quotes, breaks) % 2 == 0]
-    return breaks, lines
+    return breaks, lines, blank
 
 
 def _even(text: bytes, separator: str, rows: int, width: int) -> bool:

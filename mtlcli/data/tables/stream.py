@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -176,11 +177,11 @@ class StreamLoader:
         window: Batch | None = None
         filled = 0
         order = torch.randperm(len(self.split.stretches), generator=self._generator(epoch, 0))
-        for stretch in (self.split.stretches[i] for i in order.tolist()):
-            if skip >= stretch.rows:
-                skip -= stretch.rows
-                continue
-            rows, at, skip = self.split.encoded(stretch), skip, 0
+        stretches = [self.split.stretches[i] for i in order.tolist()]
+        while stretches and skip >= stretches[0].rows:
+            skip -= stretches.pop(0).rows
+        for stretch, rows in self._read_ahead(stretches):
+            at, skip = skip, 0
             while at < stretch.rows:
                 if window is None:
                     window = _empty_like(rows, min(size, left))
@@ -190,6 +191,15 @@ class StreamLoader:
                 if filled == min(size, left):
                     yield _rows(window, slice(0, filled))
                     left, filled = left - filled, 0
+
+    def _read_ahead(self, stretches: Sequence[Stretch]) -> Iterator[tuple[Stretch, Batch]]:
+        """Every stretch with its rows; the next is read while this one is used."""
+        with ThreadPoolExecutor(1, "mtl-reader") as reader:
+            coming = [reader.submit(self.split.encoded, stretch) for stretch in stretches[:1]]
+            for number, stretch in enumerate(stretches):
+                rows = coming.pop().result()
+                coming += [reader.submit(self.split.encoded, each) for each in stretches[number + 1 : number + 2]]
+                yield stretch, rows
 
     def _generator(self, epoch: int, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(((self.seed * EPOCHS + epoch) * EPOCHS + number) % 2**63)
