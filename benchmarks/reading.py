@@ -1,12 +1,14 @@
-"""Rows per second that a table of one's own gives to training: held in memory, and streamed from a Parquet file.
+"""Rows per second that a table of one's own gives to training: held in memory, and streamed from a file.
 
     python benchmarks/reading.py [--rows 1000000] [--columns 40] [--batch 1024] [--rounds 5] [--json]
 
-The table has `--columns` numeric columns and two labels, in row groups of 262,144 rows; it is written to a temporary
-folder. Each way reads one epoch of shuffled batches a round, and all take turns, so that they see the same machine:
+The table has `--columns` numeric columns and two labels. It is written to a temporary folder, in row groups of 262,144
+rows, and as text. Each way reads one epoch of shuffled batches a round, and all take turns, so that they see the same
+machine:
 
 resident      the dataset `table` with `stream: false`
-streamed      the dataset `table` with `stream: true`, which reads the file anew every epoch
+parquet       the dataset `table` with `stream: true`, which reads the file anew every epoch
+csv           the same from a CSV file
 dataloader    torch's DataLoader over the same tensors, without workers, a batch a time from a shuffled sampler
 collated      torch's DataLoader as it is mostly used: rows one by one, put together by its default collation
 
@@ -37,12 +39,15 @@ from mtlcli.data.table import OwnTable
 from mtlcli.options import parse
 
 
-def write(path: Path, rows: int, columns: int) -> None:
-    """A table of standard normal columns with a binary and a regression label."""
+def write(folder: Path, rows: int, columns: int) -> dict[str, Path]:
+    """Files, by kind, with a table of standard normal columns with a binary and a regression label."""
     rng = np.random.default_rng(0)
     frame = pl.DataFrame({f"x{j}": rng.standard_normal(rows, np.float32) for j in range(columns)})
     labels = {"yes": (frame["x0"] > 1).cast(pl.Int8), "amount": frame["x1"] + rng.standard_normal(rows, np.float32)}
-    frame.with_columns(**labels).write_parquet(path, row_group_size=262_144)
+    frame, files = frame.with_columns(**labels), {kind: folder / f"table.{kind}" for kind in ("parquet", "csv")}
+    frame.write_parquet(files["parquet"], row_group_size=262_144)
+    frame.write_csv(files["csv"])
+    return files
 
 
 def load(path: Path, stream: bool) -> Any:
@@ -56,9 +61,9 @@ def load(path: Path, stream: bool) -> Any:
     return OwnTable(parse(OwnTable.Options, options, "benchmark")).load().splits["train"]
 
 
-def ways(path: Path, batch: int) -> dict[str, Callable[[int], Iterator[int]]]:
+def ways(files: dict[str, Path], batch: int) -> dict[str, Callable[[int], Iterator[int]]]:
     """Name -> an epoch as the sizes of its batches."""
-    resident, streamed = load(path, False), load(path, True)
+    resident = load(files["parquet"], False)
     tensors = TensorDataset(resident.inputs["numeric"], *resident.targets.values())
 
     def ours(split: Any) -> Callable[[int], Iterator[int]]:
@@ -72,12 +77,13 @@ def ways(path: Path, batch: int) -> dict[str, Callable[[int], Iterator[int]]]:
     def collated(epoch: int) -> Iterator[int]:
         return (len(rows[0]) for rows in DataLoader(tensors, batch, shuffle=True))
 
-    return {"resident": ours(resident), "streamed": ours(streamed), "dataloader": theirs, "collated": collated}
+    streamed = {kind: ours(load(file, True)) for kind, file in files.items()}
+    return {"resident": ours(resident), **streamed, "dataloader": theirs, "collated": collated}
 
 
-def measure(path: Path, batch: int, rounds: int) -> dict[str, int]:
+def measure(files: dict[str, Path], batch: int, rounds: int) -> dict[str, int]:
     """Median rows per second of every way."""
-    each = ways(path, batch)
+    each = ways(files, batch)
     seconds: dict[str, list[float]] = {name: [] for name in each}
     counted = dict.fromkeys(each, 0)
     for epoch in range(rounds + 1):  # the first is not counted
@@ -99,9 +105,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.parquet"
-        write(path, given.rows, given.columns)
-        found = measure(path, given.batch, given.rounds)
+        found = measure(write(Path(folder), given.rows, given.columns), given.batch, given.rounds)
     about = {
         "rows": given.rows,
         "columns": given.columns,

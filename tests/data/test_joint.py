@@ -179,6 +179,8 @@ def test_a_recipe_of_tables_is_checked_and_repeated_from_its_run(
     )
     described = check(recipes.load(recipe))
     assert list(described["tasks"]) == ["customers", "orders"]
+    found = {column["column"]: column["used_as"] for column in described["columns"]}
+    assert (found["customers/u"], found["customers/churn"], found["orders/p"]) == ("numeric", "label", "numeric")
     (tmp_path / "elsewhere").mkdir()
     run, result = train(recipes.load(recipe), "joint", device="cpu")
     monkeypatch.chdir(tmp_path / "elsewhere")

@@ -39,6 +39,13 @@ def test_loop_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert all(word in printed for word in ("mtl", "plain", "dataloader", "rows per second", "mtl / plain"))
 
 
+def test_reading_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("reading.py", ["--rows", "2000", "--columns", "3", "--rounds", "1", "--json"], monkeypatch)
+    speeds = json.loads(capsys.readouterr().out)["rows_per_second"]
+    assert list(speeds) == ["resident", "parquet", "csv", "dataloader", "collated"]
+    assert all(speed > 0 for speed in speeds.values())
+
+
 def test_step_cost_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchjd")
     run("step_cost.py", [*SMALL_STEPS, "--methods", "uw", "igb_v2", "upgrad", "graddrop", "--json"], monkeypatch)
