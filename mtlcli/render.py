@@ -20,6 +20,7 @@ from mtlcli.comparison import tabular
 
 Target = Console
 BATCH_WIDTH = 160  # where there is no terminal, tables must not be cut at 80 columns
+LINES_AROUND = 4  # of a sweep's live view: all but the runs
 
 
 def console(quiet: bool = False) -> Target:
@@ -273,14 +274,23 @@ class SweepView:
     def _draw(self, progress: Sequence[Any]) -> Group:
         done = sum(p.status == "finished" for p in progress)
         failed = sum(p.status == "failed" for p in progress)
-        words = f"{done} of {self.total or len(progress)} runs finished"
+        running = [p for p in progress if p.status == "running"]
+        words = f"{done} of {self.total or len(progress)} runs finished, {len(running)} running"
         head = Text(words + (f", {failed} failed" if failed else ""), style="bold")
-        table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-        for item in (p for p in progress if p.status == "running"):
-            share = f"{100 * item.step / item.steps:3.0f}%" if item.steps else "starting"
+        # Lines of our own: a table shortens seeds and shares together with the losses.
+        name = min(max((len(p.planned.label) for p in running), default=0), self.console.width // 3)
+        lines = [Text()]
+        for item in running[: max(1, self.console.height - LINES_AROUND)]:
+            label, seed = Text(item.planned.label), f"seed {item.planned.seed}"
+            label.truncate(name, overflow="ellipsis", pad=True)
+            share = f"{100 * item.step / item.steps:.0f}%" if item.steps else "starting"
             losses = "  ".join(f"{task} {_number(loss)}" for task, loss in item.losses.items())
-            table.add_row(item.planned.label, f"seed {item.planned.seed}", share, losses)
-        return Group(head, table)
+            line = Text.assemble(" ", label, f"  {seed:<7}  {share:>8}  {losses}")
+            line.truncate(self.console.width - 1, overflow="ellipsis")
+            lines.append(line)
+        if len(running) >= len(lines):
+            lines.append(Text(f" and {len(running) - len(lines) + 1} more"))
+        return Group(head, *lines)
 
 
 def runs(values: Mapping[str, Any], width: int) -> Group:
