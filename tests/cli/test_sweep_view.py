@@ -44,7 +44,7 @@ def test_forty_runs_at_once_stay_within_the_terminal(width: int, height: int) ->
 
 
 def test_a_few_runs_are_all_shown() -> None:
-    lines = drawn(progress(3), 140, 24)
+    lines = drawn(progress(3), 160, 24)
     assert [line.split()[0] for line in lines[2:]] == ["igb_v1+nash_mtl", "igb_v2+nash_mtl"]
     assert "seed 1         1%  income 0.1235" in lines[2]
     assert lines[2].rstrip().endswith("weeks_worked 0.1235")
