@@ -177,25 +177,32 @@ def _once_per_seed(runs: Sequence[Finished], what: str) -> None:
 
 
 def _label(runs: Sequence[Finished]) -> dict[str, list[Outcome]]:
-    """Outcomes by method. Runs of one method that differ in more than the seed are told apart by what differs."""
+    """Outcomes by method. Runs of one method that differ in more than the seed are told apart by what differs: by what
+    they do not share with most of them."""
     variants: dict[str, dict[str, list[Finished]]] = {}
     for run in runs:
         variants.setdefault(run.result["method"], {}).setdefault(run.identity(), []).append(run)
     outcomes: dict[str, list[Outcome]] = {}
     for method, groups in variants.items():
-        keys = differing([group[0].settings for group in groups.values()])
-        for group in groups.values():
-            label = method
-            if len(groups) > 1:
-                settings = {key: value for run in group for key, value in run.settings.items()}
-                shown = [key for key in keys if key in settings] or keys
-                label += f" [{', '.join(f'{key}={show(settings.get(key))}' for key in shown)}]"
+        every = [{key: value for run in group for key, value in run.settings.items()} for group in groups.values()]
+        keys = differing(every)
+        usual = {key: _most([settings.get(key) for settings in every]) for key in keys}
+        for group, settings in zip(groups.values(), every, strict=True):
+            unlike = [key for key in keys if settings.get(key) != usual[key]]
+            shown = [key for key in unlike if key in settings] or unlike
+            values = [f"{key.removeprefix('weighting.')}={show(settings.get(key))}" for key in shown]
+            label = f"{method} [{', '.join(values)}]" if values else method
             _once_per_seed(group, f"'{label}'")
             outcomes[label] = [
                 Outcome(r.result["seed"], r.values, r.result["cost"], r.result.get("counts") or {}, (r.path,))
                 for r in group
             ]
     return outcomes
+
+
+def _most(values: Sequence[Any]) -> Any:
+    """The value that more than half of them are; where there is none, something that no value equals."""
+    return next((value for value in values if 2 * values.count(value) > len(values)), object())
 
 
 def _single_task(runs: Sequence[Finished], tasks: tuple[str, ...]) -> tuple[list[Outcome], list[str]]:
