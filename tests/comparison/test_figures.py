@@ -55,7 +55,8 @@ def test_every_figure_is_written_as_png_and_svg(tmp_path: Path) -> None:
 def test_the_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
     report, runs = synthetic_runs.build(tmp_path, methods=["plain"], seeds=(0, 1), epochs=2)
     first, second = (write_figures(report, runs, tmp_path / name) for name in ("one", "two"))
-    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
 
 
 def test_what_cannot_be_drawn_is_left_out_and_an_old_file_of_it_removed(tmp_path: Path) -> None:

@@ -89,10 +89,15 @@ def applied() -> Iterator[None]:
 
 def render(figure: Figure, kind: str) -> bytes:
     """The figure as `png` or `svg`."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")  # the places are found; finding them again takes as long as all the drawing
+        for axes in figure.axes:  # their last digits differ from time to time
+            axes.set_position([round(value, 6) for value in axes.get_position(original=True).bounds])
     written = io.BytesIO()
     metadata: Mapping[str, Any] = {"Date": None} if kind == "svg" else {}  # no time of writing: same input, same bytes
     figure.savefig(written, format=kind, metadata=metadata)
-    figure.set_layout_engine("none")  # the places are found; finding them again takes as long as all the drawing
     return written.getvalue()
 
 
