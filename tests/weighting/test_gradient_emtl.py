@@ -101,8 +101,8 @@ def test_interior_distribution_by_hand() -> None:
     gap = contribution - contribution.mean()
     expected = 1 / 3 + math.sqrt(2 * 0.1) / 3 * gap / gap.norm()
     torch.testing.assert_close(chosen(), expected)
-    torch.testing.assert_close(weights_of(), 3 * expected * LENGTHS.mean() / LENGTHS)
-    torch.testing.assert_close(weights_of(normalise="loss"), 3 * expected / LOSSES)
+    torch.testing.assert_close(weights_of(normalise="gradient"), 3 * expected * LENGTHS.mean() / LENGTHS)
+    torch.testing.assert_close(weights_of(), 3 * expected / LOSSES)
     inverse = LENGTHS / LOSSES
     gap = inverse - inverse.mean()
     expected = 1 / 3 + math.sqrt(2 * 0.1) / 3 * gap / gap.norm()
@@ -115,8 +115,8 @@ def test_penalty_by_hand() -> None:
     options = {"form": "penalty", "strength": 0.3}
     torch.testing.assert_close(weights_of(normalise="none", **options), 1 + 2 * 0.3 / 3 * gap / LENGTHS)
     bracket = 1 + 2 * 0.3 / 3 * gap
-    torch.testing.assert_close(weights_of(**options), bracket * LENGTHS.mean() / LENGTHS)
-    torch.testing.assert_close(weights_of(normalise="loss", **options), bracket / LOSSES)
+    torch.testing.assert_close(weights_of(normalise="gradient", **options), bracket * LENGTHS.mean() / LENGTHS)
+    torch.testing.assert_close(weights_of(**options), bracket / LOSSES)
     assert weights_of(form="penalty", strength=1000.0).min() == 0
 
 
@@ -160,7 +160,7 @@ def test_mirror_ascent_over_steps() -> None:
 
 
 def test_running_lengths() -> None:
-    method = gradient_weightings.build("emtl", tasks=3, ema=0.9, rho=0.0)
+    method = gradient_weightings.build("emtl", tasks=3, ema=0.9, rho=0.0, normalise="gradient")
     method(LENGTHS.square().diag(), LOSSES)
     running = 0.9 * LENGTHS + 0.1 * 3 * LENGTHS.flip(0)
     weights = method((3 * LENGTHS.flip(0)).square().diag(), LOSSES)
@@ -170,13 +170,17 @@ def test_running_lengths() -> None:
 def test_edges() -> None:
     one = build_gradient("emtl", 1)
     assert one(torch.tensor([[4.0]]), torch.tensor([3.0])).tolist() == [1.0]
+    assert one(torch.tensor([[4.0]]), torch.tensor([0.0])).tolist() == [0.0]
     method = build_gradient("emtl", 3)
     silent = torch.tensor([1.0, 0.0, 5.0], dtype=torch.float64)
     assert method(silent.square().diag(), LOSSES)[1] == 0
     assert not method.events
-    assert method(LENGTHS.square().diag(), -LOSSES).isfinite().all()
-    assert method.events.total() == 1
-    assert weights_of(losses=torch.zeros(3), normalise="loss").isfinite().all()
+    assert method(LENGTHS.square().diag(), -LOSSES).tolist() == [0, 0, 0]
+    assert dict(method.events) == {"a loss was not positive: its task had no weight": 1}
+    plain = gradient_weightings.build("emtl", tasks=3, normalise="gradient")
+    assert plain(LENGTHS.square().diag(), -LOSSES).isfinite().all()
+    assert dict(plain.events) == {"a loss was negative: it counted as 0": 1}
+    assert weights_of(losses=torch.zeros(3), normalise="gradient").isfinite().all()
     # A contribution a million times the others' counts as 1000 times.
     values = chosen(losses=torch.tensor([1e6, 2.0, 5.0]), rho=0.1)
     torch.testing.assert_close(values, chosen(losses=torch.tensor([1e3, 2.0, 5.0]), rho=0.1), rtol=1e-3, atol=0)

@@ -68,7 +68,7 @@ class EMTL(GradientWeighting):
             "loss_over_norm", description="Which way the contribution is read: L / ||g|| or ||g|| / L."
         )
         normalise: Literal["gradient", "loss", "none"] = Field(
-            "gradient", description="What each gradient is divided by: its length, its loss, or nothing."
+            "loss", description="What each gradient is divided by: its length, its loss, or nothing."
         )
         ema: float = Field(
             0.0,
@@ -99,13 +99,20 @@ class EMTL(GradientWeighting):
         before = self.lengths.numpy(force=True)
         running = np.where(before > 0, options.ema * before + (1 - options.ema) * found, found)
         self.lengths = answer(running, self.lengths)
-        if (losses < 0).any():
+        values = losses.numpy(force=True).astype(np.float64)
+        usable = found > 0
+        if options.normalise == "loss":
+            if (usable & (values < SMALLEST_LOSS)).any():
+                self.count("a loss was not positive: its task had no weight")
+            usable &= values >= SMALLEST_LOSS
+        elif (values < 0).any():
             self.count("a loss was negative: it counted as 0")
-        tasks = np.flatnonzero(found > 0)
+        tasks = np.flatnonzero(usable)
         weights = np.zeros(len(found))
-        if len(tasks):
-            positive = np.maximum(losses.numpy(force=True).astype(np.float64)[tasks], 0)
-            weights[tasks] = self._weights(running[tasks], positive, tasks)
+        if len(found) == 1:
+            weights[tasks] = 1
+        elif len(tasks):
+            weights[tasks] = self._weights(running[tasks], np.maximum(values[tasks], 0), tasks)
         return answer(weights, statistic)
 
     def _weights(self, lengths: Array, losses: Array, tasks: NDArray[np.int64]) -> Array:
