@@ -19,6 +19,17 @@ def held_out(loss: Part, data: DataSection) -> list[Problem]:
     return []
 
 
+def idle(loss: Part, epochs: int) -> list[str]:
+    """What to tell of a loss weighting that training ends before it begins."""
+    begins = registry.loss_weightings.get(loss.name).begins(loss.options)
+    if begins < epochs:
+        return []
+    return [
+        f"'{loss.name}' begins in epoch {begins + 1}, and training ends after {epochs}: until then it does not weigh "
+        f"tasks as it is meant to; train longer, or let it begin earlier (mtl list losses {loss.name})"
+    ]
+
+
 def extra_batches(gradient: Part, data: DataSection) -> list[Problem]:
     """Further batches, where the gradient weighting needs them."""
     wanted = registry.gradient_weightings.get(gradient.name).extra_batches

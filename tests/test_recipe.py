@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import toy
 
+from mtlcli import fitting, yamlfile
 from mtlcli import recipe as recipes
-from mtlcli import yamlfile
 from mtlcli.errors import MtlError
 
 
@@ -168,3 +168,21 @@ def test_a_name_of_ours_cannot_be_taken() -> None:
             pass
 
     assert mtlcli.loss_weightings.get("ew").__module__.startswith("mtlcli.")
+
+
+@pytest.mark.parametrize(
+    ("loss", "epochs", "begins"),
+    [
+        ({"name": "igb_v2"}, 5, 6),
+        ({"name": "igb_v2", "start_epoch": 2}, 2, 3),
+        ({"name": "igb_v1", "base_epoch": 3}, 4, 5),
+        ({"name": "stch"}, 3, 6),
+        ({"name": "dwa"}, 2, 3),
+    ],
+)
+def test_a_method_that_begins_after_the_end_is_told(loss: dict[str, Any], epochs: int, begins: int) -> None:
+    made = build(weighting={"loss": loss}, train={"epochs": epochs})
+    (message,) = fitting.idle(made.loss, epochs)
+    assert message.startswith(f"'{loss['name']}' begins in epoch {begins}, and training ends after {epochs}")
+    assert not fitting.idle(made.loss, begins)
+    assert not fitting.idle(build().loss, 1)

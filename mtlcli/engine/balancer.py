@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlcli.engine.closures import Closure, ClosureStep, Given
+from mtlcli.engine.graph import reached
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.rows import How
 from mtlcli.engine.step import Report, Step
@@ -38,11 +39,13 @@ class Balancer:
         groups: a partition of `shared`; the gradient weighting then decides for each group by itself.
         smooth: share of the last weights that a Gramian method's new ones are mixed with (CR-MOGM).
         rows: how task gradients are computed (see `Rows`).
-        model: where it has BatchNorm and a method calls closures, its buffers are put back after each call.
+        model: where it has BatchNorm and a method calls closures, its buffers are put back after each call; its
+            parameters' names serve messages.
         epochs, steps_per_epoch: for methods that plan ahead; steps are counted if left out.
 
     Raises:
-        MtlError: an unknown name or option, a task that is not among `tasks`, a method that needs shared parameters.
+        MtlError: an unknown name or option, a task that is not among `tasks`, a method that needs shared parameters,
+            anything of another type or range than it should be.
     """
 
     def __init__(
@@ -68,21 +71,33 @@ class Balancer:
         if isinstance(tasks, str) or not tasks or len(set(tasks)) < len(tasks):
             raise MtlError(f"Balancer: tasks should be a list of different names; found {tasks!r}")
         self.tasks, self.lr = tuple(tasks), lr
-        options = options or {}
+        _check_number("lr", lr, 0)
+        _check_number("epochs", epochs, 0)
+        _check_number("steps_per_epoch", steps_per_epoch, 0)
+        if type(seed) is not int:
+            raise MtlError(f"Balancer: seed should be a whole number; found {seed!r}")
+        options = _mapping("options", options)
         for slot in options:
             if slot not in ("loss", "gradient"):
                 hint = did_you_mean(slot, ("loss", "gradient"))
                 raise MtlError(f"Balancer: options has the keys 'loss' and 'gradient'; found {slot!r}{hint}")
-        owners = {task: list(parameters) for task, parameters in (task_parameters or {}).items()}
+            _mapping(f"options['{slot}']", options[slot])
+        owners = {
+            task: _parameters(f"task_parameters['{task}']", own)
+            for task, own in _mapping("task_parameters", task_parameters).items()
+        }
         for task in owners:
             if task not in self.tasks:
                 hint = did_you_mean(task, self.tasks)
                 raise MtlError(f"Balancer: task_parameters names '{task}', which is no task{hint}; tasks: {self.tasks}")
-        self._shared = [p for p in shared if p.requires_grad]
+        self._shared = [p for p in _parameters("shared", shared) if p.requires_grad]
         self._private = {task: [p for p in own if p.requires_grad] for task, own in owners.items()}
         everything = [*self._shared, *(p for own in self._private.values() for p in own)]
         if len({id(p) for p in everything}) < len(everything):
             raise MtlError("Balancer: each parameter belongs to `shared` or to one task; found one that is given twice")
+        if len({p.dtype for p in self._shared}) > 1:
+            kinds = ", ".join(sorted({str(p.dtype) for p in self._shared}))
+            raise MtlError(f"Balancer: shared parameters should have one dtype; found {kinds}")
         device = everything[0].device if everything else torch.device("cpu")
         self.loss_weighting: LossWeighting = self._slot("loss", loss, loss_weightings, options, seed).to(device)
         self.gradient_weighting: GradientWeighting = self._slot(
@@ -94,8 +109,8 @@ class Balancer:
             self.loss_weighting,
             self.gradient_weighting,
             wrt=wrt,
-            last_shared=last_shared,
-            groups=groups,
+            last_shared=_parameters("last_shared", last_shared),
+            groups=[_parameters(f"groups[{i}]", group) for i, group in enumerate(groups or ())],
             every=every,
             smooth=smooth,
             rows=rows,
@@ -105,6 +120,8 @@ class Balancer:
         self._count, self._epoch, self._epoch_began = 0, 0, 0
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._view: ClosureStep | None = None
+        self._draws: bool | None = None  # whether the closure draws random numbers, once that is known
+        self._looked = False  # whether the graph of the losses has been held against the parameters
 
     def backward(
         self,
@@ -141,6 +158,8 @@ class Balancer:
                 f"'{self.gradient_weighting.name}' needs the losses of {wanted} further training batches: pass "
                 f"extra=[f, g], a function for each; found {len(extra)}"
             )
+        if not all(p.requires_grad for p in self._known()):
+            raise MtlError("Balancer: a parameter was frozen after the Balancer was made; make a new one")
         clock = Clock(self._count, self._epoch, self._steps_per_epoch, self._epochs)
         self._view = ClosureStep(
             self.tasks,
@@ -153,6 +172,7 @@ class Balancer:
             extra,
             self._model,
             metrics or {},
+            self._draws,
         )
         cut: Sequence[Tensor] = ()
         if self._step.wrt == "representation" and self.gradient_weighting.reads != "nothing":
@@ -161,7 +181,10 @@ class Balancer:
                     'wrt="representation": pass backward(losses, representation=z), the tensor that heads read'
                 )
             cut = [representation] if isinstance(representation, Tensor) else list(representation)
+        if not self._looked:
+            self._look(self._view.roots, cut, any(call is not None for call in (closure, held_out, *extra)))
         report = self._step.backward(self._view, cut)
+        self._draws = self._view.draws
         self._count += 1
         return report
 
@@ -169,6 +192,7 @@ class Balancer:
         """Call after `optimizer.step()`; only methods that look back do anything."""
         if self._view is not None:
             self.loss_weighting.after_step(self._view)
+            self._draws = self._view.draws
             self._view = None
 
     def end_epoch(self) -> None:
@@ -196,11 +220,47 @@ class Balancer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Counterpart of `state_dict`."""
-        self.loss_weighting.load_state_dict(state["loss_weighting"])
-        self.gradient_weighting.load_state_dict(state["gradient_weighting"])
-        self._step.load_state_dict(state["step"])
-        self._count, self._epoch, self._epoch_began, self._steps_per_epoch = state["clock"]
+        """Counterpart of `state_dict`. Raises MtlError for the state of other methods or other tasks."""
+        try:
+            self.loss_weighting.load_state_dict(state["loss_weighting"])
+            self.gradient_weighting.load_state_dict(state["gradient_weighting"])
+            self._step.load_state_dict(state["step"])
+            self._count, self._epoch, self._epoch_began, self._steps_per_epoch = state["clock"]
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            methods = f"{self.loss_weighting.name}+{self.gradient_weighting.name}"
+            what = str(error).splitlines()[-1].strip()
+            raise MtlError(f"Balancer: not the state of {methods} on {len(self.tasks)} tasks: {what}") from error
+
+    def _known(self) -> list[nn.Parameter]:
+        return [*self._shared, *(p for own in self._private.values() for p in own)]
+
+    def _look(self, roots: Sequence[Tensor], cut: Sequence[Tensor], calls: bool) -> None:
+        """Hold the graph of the first losses against what was said of the model."""
+        self._looked = True
+        found = reached(roots, cut)
+        if calls and found.normalised and self._model is None:
+            raise MtlError(
+                "Balancer: the losses pass through batch normalisation, whose statistics every call of a closure would "
+                "move: pass model=, so that they are put back"
+            )
+        loss, gradient = self.loss_weighting, self.gradient_weighting
+        if gradient.reads == "nothing" and not loss.takes_gradients:
+            return
+        if not self._shared and loss.takes_gradients:
+            raise MtlError(
+                f"Balancer: '{loss.name}' takes gradients at the shared parameters: pass shared=, those of the trunk"
+            )
+        known = {id(p) for p in self._known()}
+        missing = [p for p in found.parameters if p.requires_grad and id(p) not in known]
+        if missing:
+            names = {} if self._model is None else {id(p): name for name, p in self._model.named_parameters()}
+            shown = ", ".join(names.get(id(p), str(tuple(p.shape))) for p in missing[:4])
+            raise MtlError(
+                f"Balancer: {len(missing)} trainable parameters of the losses are in neither `shared` nor "
+                f"`task_parameters`, and would not be trained: {shown}{', ...' if len(missing) > 4 else ''}; "
+                "those that one task alone reaches, such as its head, belong to task_parameters={'task': "
+                "head.parameters()}"
+            )
 
     def _slot(
         self, slot: str, wanted: Any, among: WeightingRegistry[Any], options: Mapping[str, Mapping[str, Any]], seed: int
@@ -213,3 +273,26 @@ class Balancer:
         if options.get(slot):
             raise MtlError(f"Balancer: options['{slot}'] goes with a name; this {slot} weighting is built already")
         return wanted
+
+
+def _parameters(argument: str, given: Any) -> list[nn.Parameter]:
+    several = isinstance(given, Iterable) and not isinstance(given, nn.Module | Tensor | str)
+    found = list(given) if several else [given]
+    wrong = [each for each in found if not several or not isinstance(each, Tensor)]
+    if wrong:
+        raise MtlError(
+            f"Balancer: {argument} should be a list of parameters, such as module.parameters(); found "
+            f"{type(wrong[0]).__name__}"
+        )
+    return found
+
+
+def _mapping(argument: str, given: Any) -> Mapping[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise MtlError(f"Balancer: {argument} should be a dict; found {type(given).__name__}")
+    return given or {}
+
+
+def _check_number(argument: str, value: Any, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+        raise MtlError(f"Balancer: {argument} should be a number of at least {least}; found {value!r}")

@@ -20,7 +20,11 @@ _SHORT = (torch.float16, torch.bfloat16)  # too coarse to weigh losses in
 
 
 class ClosureStep:
-    """What one call of `Balancer.backward` was given."""
+    """What one call of `Balancer.backward` was given.
+
+    Args:
+        draws: whether the closure draws random numbers, such as dropout masks; None where that is not known yet.
+    """
 
     def __init__(
         self,
@@ -34,11 +38,14 @@ class ClosureStep:
         extra: Sequence[Closure],
         model: nn.Module | None,
         metrics: Mapping[str, Callable[[], float]],
+        draws: bool | None = None,
     ) -> None:
         self.tasks, self.clock, self.lr = tasks, clock, lr
         self._closures, self._extra = closures, extra
         self._model, self._metrics = model, metrics
         self._shared, self._private = shared, private
+        self.draws = draws
+        self.passes = 0  # backward passes that `gradient` made
         self.roots, self._samples = self._taken_apart(losses, "losses")
         self._device = self.roots[0].device
         self._random_state = self._get_random_state()
@@ -81,12 +88,17 @@ class ClosureStep:
 
     def gradient(self, loss: Tensor, at: Params | None = None) -> Params:
         """Gradient of a scalar loss with respect to `params`, or at `at` for a loss probed there."""
+        self.passes += 1
+        wanted = {name: self.params[name] for name in at or self.params}
         with self._at(at):  # a leaf is saved by reference: its backward pass must see the values of the forward pass
-            found = torch.autograd.grad(loss, list(self.params.values()), retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(loss, list(wanted.values()), retain_graph=True, allow_unused=True)
         return {
-            name: torch.zeros_like(p) if g is None else g
-            for (name, p), g in zip(self.params.items(), found, strict=True)
+            name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(wanted.items(), found, strict=True)
         }
+
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """`value`: a person's own loop has one process."""
+        return value
 
     def move(self, direction: Params, by: float) -> Params:
         """`params + by * direction`, as new leaves."""
@@ -106,9 +118,18 @@ class ClosureStep:
                 "computes them at the parameters' current values"
             )
         with self._probing(at):
-            roots, samples = self._taken_apart(closure(), "the closure's losses", torch.is_grad_enabled())
-        per_task = torch.stack(list(roots))
-        return Losses(per_task, per_task[:, None] if samples is None else torch.stack(list(samples)))
+            given = closure()
+            if batch == "train" and not self.draws:
+                pairs = zip(self._random_state, self._get_random_state(), strict=True)
+                self.draws = not all(torch.equal(before, after) for before, after in pairs)
+        return _losses(*self._taken_apart(given, "the closure's losses", torch.is_grad_enabled()))
+
+    def unmoved(self) -> Losses:
+        """What was given; or, where the closure draws masks of its own, what it gives with those of all probes."""
+        if self.draws is False:
+            return _losses(self.roots, self._samples)
+        with torch.no_grad():
+            return self.probe()
 
     def score(self, task: str, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> float | None:
         """Call the metric's function with the parameters at `at`."""
@@ -197,3 +218,7 @@ class ClosureStep:
         torch.set_rng_state(states[0])
         for state in states[1:]:
             torch.cuda.set_rng_state(state, self._device)
+
+
+def _losses(roots: Sequence[Tensor], samples: Sequence[Tensor] | None) -> Losses:
+    return Losses(roots, [root[None] for root in roots] if samples is None else samples)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlcli import fitting
 from mtlcli.data.base import Batch, Loader
 from mtlcli.engine.evaluate import TaskScore, evaluate
 from mtlcli.engine.events import Diagnostics, EpochDone, Event, Finished, Started, StepDone, Warned
@@ -101,7 +102,7 @@ class Fit:
             resumed=self._resumed,
         )
         if not self._resumed:
-            for note in self.prepared.data.notes:
+            for note in (*self.prepared.data.notes, *fitting.idle(self.recipe.loss, train.epochs)):
                 yield Warned(note)
             self._save()
         self.model.train()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mtlcli import fitting
 from mtlcli.data.base import NewRows
 from mtlcli.engine.evaluate import evaluate
 from mtlcli.engine.fit import load_model
@@ -46,7 +47,11 @@ def check(recipe: Recipe) -> dict[str, Any]:
             "weighting": sum(p.numel() for p in loss.learnable()),
         },
         "columns": [use._asdict() for use in prepared.data.columns],
-        "warnings": [*prepared.data.notes, *([warning] if warning else [])],
+        "warnings": [
+            *prepared.data.notes,
+            *fitting.idle(recipe.loss, recipe.train.epochs),
+            *([warning] if warning else []),
+        ],
     }
 
 
@@ -82,9 +87,11 @@ def evaluate_run(run: Run, split: str, checkpoint: str, device: str) -> dict[str
     }
 
 
-def evaluate_file(run: Run, path: Path, checkpoint: str, device: str) -> dict[str, Any]:
+def evaluate_file(
+    run: Run, path: Path, checkpoint: str, device: str, on_error: str | None = None
+) -> dict[str, Any]:
     """Score a new file with one of the run's checkpoints. The data that the run was trained on are not read."""
-    prepared, clock, rows = new_rows(run, path, checkpoint, device, labels=True)
+    prepared, clock, rows = new_rows(run, path, checkpoint, device, labels=True, on_error=on_error)
     if not rows.labels:
         raise MtlError(f"{path}: has no column with labels, so there is nothing to score; mtl predict needs none")
     tasks = prepared.data.tasks
@@ -111,14 +118,16 @@ def evaluate_file(run: Run, path: Path, checkpoint: str, device: str) -> dict[st
 
 
 def new_rows(
-    run: Run, path: Path, checkpoint: str, device: str, labels: bool
+    run: Run, path: Path, checkpoint: str, device: str, labels: bool, on_error: str | None = None
 ) -> tuple[Prepared, dict[str, Any], NewRows]:
     """The model of a run, built from what it keeps, the checkpoint's clock, and the rows of a new file on its device.
+
+    `on_error` None does as the recipe says.
 
     Raises MtlError where the run keeps nothing to read new files with, or the file does not fit.
     """
     recipe, fitted = read_recipe(run), run.fitted()
-    rows = dataset(recipe).read(path, fitted, labels)
+    rows = dataset(recipe).read(path, fitted, labels, on_error)
     prepared = prepare(recipe, choose_device(device), fitted)
     clock = load_model(prepared, run.path / f"{checkpoint}.pt")
     return prepared, clock, replace(rows, split=rows.split.to(prepared.device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -33,9 +33,13 @@ class Rows:
         how: `sequential`, one backward pass per task, which holds the gradients of all tasks once and those of one
             task besides; `batched`, all in one vectorised pass, which holds them twice; `auto`, sequential on the CPU,
             and on CUDA the faster of the two, timed once, as long as the gradients take little memory.
+
+    Raises MtlError for another `how`.
     """
 
     def __init__(self, tasks: Sequence[str], how: How) -> None:
+        if how not in get_args(How):
+            raise MtlError(f"rows: should be {' or '.join(get_args(How))}; found {how!r}")
         self.tasks = tasks
         self.how: How | None = None if how == "auto" else how
         self._buffer = torch.empty(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,15 @@ from mtlcli.weighting.base import Anchor, GradientWeighting, LossWeighting, Step
 
 
 class Roots(StepView, Protocol):
-    """A StepView with the tensors that the backward passes start from."""
-
-    @property
-    def roots(self) -> Sequence[Tensor]:
-        """The K losses, each with a graph of its own where the model allows."""
+    """A StepView with what the backward passes need besides."""
 
     @property
     def samples(self) -> Sequence[Tensor] | None:
         """K tensors (B,) of per-sample losses if the loss weighting has read them, else None."""
+
+    @property
+    def passes(self) -> int:
+        """Backward passes that the loss weighting has asked for."""
 
     def extra_roots(self, count: int) -> Sequence[Sequence[Tensor]]:
         """The K losses of each of `count` further training batches, drawn independently, like `roots`."""
@@ -100,6 +100,7 @@ class Step:
         self._reused: Tensor | None = None  # (groups, K)  the Gramian method's last weights
         self._methods = [gradient_weighting]
         self._group_sizes: list[int] = []
+        self._check_ranges()
         if gradient_weighting.reads != "nothing":
             self._check_settings()
             self._divide([list(group) for group in groups])
@@ -121,7 +122,7 @@ class Step:
         raw_heads = self.loss_weighting.heads == "unweighted"
         if self.gradient_weighting.reads == "nothing" and not raw_heads and view.samples is None:
             self._calls += 1
-            return Report(losses.detach(), self._descend(scaled, losses), 1)
+            return Report(losses.detach(), self._descend(scaled, losses), 1 + view.passes)
         trunk, factor, weighted = self._pull(scaled, view)
         heads = Weighted(view.roots, [torch.ones_like(root) for root in view.roots]) if raw_heads else trunk
         weights: Tensor | None = None
@@ -144,7 +145,7 @@ class Step:
             weights = self._combine(weighted, trunk, heads if raw_heads else None, cut)
             passes = len(trunk.roots) if self.wrt == "params" else 1
         self._calls += 1
-        return Report(losses.detach(), factor if weights is None else factor * weights, passes)
+        return Report(losses.detach(), factor if weights is None else factor * weights, passes + view.passes)
 
     def gramian(self, view: Roots) -> Tensor:
         """(K, K) inner products of the raw losses' gradients at the shared parameters. The graph stays usable.
@@ -173,6 +174,15 @@ class Step:
         for method, saved in zip(self._methods[1:], state["groups"], strict=True):
             method.load_state_dict(saved)
 
+    def _check_ranges(self) -> None:
+        for setting, value, fits, expected in (
+            ("wrt", self.wrt, self.wrt in get_args(Anchor), " or ".join(get_args(Anchor))),
+            ("every", self.every, type(self.every) is int and self.every >= 1, "a whole number of at least 1"),
+            ("smooth", self.smooth, isinstance(self.smooth, int | float) and 0 <= self.smooth < 1, "from 0 to below 1"),
+        ):
+            if not fits:
+                raise MtlError(f"{setting}: should be {expected}; found {value!r}")
+
     def _check_settings(self) -> None:
         gradient, loss = self.gradient_weighting, self.loss_weighting
         name = gradient.name
@@ -190,7 +200,11 @@ class Step:
 
     def _divide(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
         """One method per group: they share options and random draws, not what they remember."""
-        if len(groups) < 2:
+        if not groups:
+            return
+        if sorted(id(p) for group in groups for p in group) != sorted(id(p) for p in self.shared):
+            raise MtlError("groups: every shared parameter should be in exactly one group")
+        if len(groups) == 1:
             return
         if self.wrt != "params" or self.every > 1:
             raise MtlError("groups need wrt: params and every: 1, since each group has weights of its own")
@@ -198,8 +212,6 @@ class Step:
             raise MtlError(
                 f"groups cannot go with '{self.gradient_weighting.name}', whose weights come from other batches"
             )
-        if sorted(id(p) for group in groups for p in group) != sorted(id(p) for p in self.shared):
-            raise MtlError("groups: every shared parameter should be in exactly one group")
         self.shared = [p for group in groups for p in group]
         self._group_sizes = [sum(p.numel() for p in group) for group in groups]
         method = self.gradient_weighting
@@ -346,7 +358,13 @@ class Step:
             if self.wrt == "representation":  # every rank holds its own part of the batch, as `world` times its share
                 self.ranks.mean_([gramian])
                 gramian /= self.ranks.world
-            found = method(gramian.cpu(), weighted.double().cpu()).detach()
+            gramian, weighted = gramian.cpu(), weighted.double().cpu()
+            there = gramian.diagonal() > 0
+            if method.stops_at_zero and self._group_sizes and there.any() and not there.all():
+                found = torch.zeros_like(weighted)
+                found[there] = method(gramian[there][:, there], weighted[there]).detach()
+            else:
+                found = method(gramian, weighted).detach()
         if self.smooth and self._reused is not None:
             found = self.smooth * self._reused[group].to(found) + (1 - self.smooth) * found
         return found

@@ -58,6 +58,7 @@ class ModelStep:
         self._complete, self._metrics = complete, metrics or {}
         self._probe_model = probe_model or model
         self._random_state = self._get_random_state()
+        self.passes = 0  # backward passes that `gradient` made
         predictions, self.cut = self._forward(model, batch)
         self.roots, self._totals = self._measure(predictions, batch)
 
@@ -101,11 +102,18 @@ class ModelStep:
 
     def gradient(self, loss: Tensor, at: Params | None = None) -> Params:
         """Gradient of a scalar loss, averaged over ranks."""
+        self.passes += 1
         params = self.params if at is None else at
         found = torch.autograd.grad(loss, list(params.values()), retain_graph=True, allow_unused=True)
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, params.values(), strict=True)]
         self._ranks.mean_(filled)
         return dict(zip(params, filled, strict=True))
+
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """The mean of a tensor that every rank has its own of."""
+        value = value.detach().clone()
+        self._ranks.mean_([value])
+        return value
 
     def move(self, direction: Params, by: float) -> Params:
         """`params + by * direction`, as new leaves."""
@@ -116,9 +124,11 @@ class ModelStep:
 
     def probe(self, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> Losses:
         """Losses at `at`, with the dropout masks of this step and without a trace in buffers or random state."""
-        predictions, rows = self._probe(at, batch)
-        roots, totals = self._measure(predictions, rows)
-        return Losses(torch.stack(roots), pad_sequence(totals, batch_first=True))
+        return Losses(*self._measure(*self._probe(at, batch)))
+
+    def unmoved(self) -> Losses:
+        """The step's own losses, where these are of full precision."""
+        return Losses(self.roots, self._totals) if self._autocast is None else self.probe()
 
     def score(self, task: str, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> float | None:
         """The first metric of `task` on this rank's rows of that batch, signed so that higher is better."""
@@ -136,7 +146,7 @@ class ModelStep:
             raise MtlError("a held-out batch was asked for, but there is none; set data.held_out above 0")
         rows = self._held_out() if batch == "held_out" and self._held_out is not None else self._batch
         with self._same_randomness():
-            predictions, _ = self._forward(self._probe_model, rows, {**(at or {}), **self._copied_buffers()})
+            predictions, _ = run(self._probe_model, rows, None, {**(at or {}), **self._copied_buffers()})
         return predictions, rows
 
     def _copied_buffers(self) -> Params:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from mtlcli.options import Options as AnyOptions
 from mtlcli.search import Search, declared
@@ -31,11 +33,26 @@ class Clock(NamedTuple):
     epochs: int
 
 
-class Losses(NamedTuple):
-    """Losses of one forward pass."""
+class Losses:
+    """Losses of one forward pass.
 
-    per_task: Tensor  # (K,)
-    per_sample: Tensor  # (K, B)  0 where the label is missing
+    Args:
+        roots: the K losses (), each with a graph of its own where the model allows.
+        samples: the K rows of per-sample losses (B,) that they are means of.
+    """
+
+    def __init__(self, roots: Sequence[Tensor], samples: Sequence[Tensor]) -> None:
+        self.roots, self._samples = roots, samples
+
+    @cached_property
+    def per_task(self) -> Tensor:
+        """(K,)"""
+        return torch.stack(list(self.roots))
+
+    @cached_property
+    def per_sample(self) -> Tensor:
+        """(K, B), 0 where the label is missing or a task has fewer rows than another."""
+        return pad_sequence(list(self._samples), batch_first=True)
 
 
 class StepView(Protocol):
@@ -48,6 +65,11 @@ class StepView(Protocol):
     @property
     def losses(self) -> Tensor:
         """(K,) with gradient. Its value is taken over all ranks."""
+
+    @property
+    def roots(self) -> Sequence[Tensor]:
+        """The entries of `losses`, each with a graph of its own where the model allows: for gradients task by task,
+        which through `losses` would each pass through all heads."""
 
     @property
     def sample_losses(self) -> Tensor:
@@ -67,15 +89,22 @@ class StepView(Protocol):
         Averaged over ranks; zeros where a parameter does not reach the loss. The graph stays usable.
         """
 
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """The mean of a tensor that every rank has its own of."""
+
     def move(self, direction: Params, by: float) -> Params:
         """`params + by * direction`, as new leaves. Parameters that `direction` does not name stay where they are."""
 
     def probe(self, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> Losses:
         """Losses of a fresh forward pass at `at` (default: where the parameters are now).
 
-        It reuses the dropout masks of the step's own forward pass and leaves BatchNorm statistics and the random state
-        untouched.
+        It is computed in full precision, since losses that are compared may differ by little; all probes of a step have
+        the same dropout masks, and leave BatchNorm statistics and the random state untouched.
         """
+
+    def unmoved(self) -> Losses:
+        """The losses where the parameters are now, to be compared with those of probes: of the same precision and
+        dropout masks. A further forward pass only where `losses` is not."""
 
     def score(self, task: str, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> float | None:
         """The first metric of `task` on a probe of that batch, signed so that higher is better; None where undefined.
@@ -140,7 +169,8 @@ class Weighting(nn.Module, ABC):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Counterpart of `get_extra_state`."""
         self.rng.set_state(state["rng"].cpu())
-        self.events = Counter(state["events"])
+        self.events.clear()  # kept in place: groups of parameters share it
+        self.events.update(state["events"])
         for name, thing in self._kept.items():
             thing.load_state_dict(state["kept"][name])
 
@@ -149,6 +179,7 @@ class LossWeighting(Weighting):
     """K losses -> the K losses that are trained on. Register with `@loss_weightings.register("name")`."""
 
     needs: ClassVar[frozenset[Literal["held_out"]]] = frozenset()
+    takes_gradients: ClassVar[bool] = False  # whether it asks for gradients at the parameters, and so must know them
     traits: ClassVar[frozenset[Trait]] = frozenset()  # what a gradient weighting may refuse to go with
     scale_free: ClassVar[bool] = False  # whether multiplying one task's loss by a constant changes nothing
     # Whether a tuned comparison has it beside, asked for or not: what a new method has to beat once all are tuned.
@@ -166,6 +197,11 @@ class LossWeighting(Weighting):
     def traits_with(cls, options: AnyOptions) -> frozenset[Trait]:
         """What is special about the weights that these options lead to. Default: `traits`."""
         return cls.traits
+
+    @classmethod
+    def begins(cls, options: AnyOptions) -> int:
+        """The first epoch, from 0, in which it does what it is for; until then it only gathers what it needs."""
+        return 0
 
     @abstractmethod
     def forward(self, step: StepView) -> Tensor:
@@ -206,6 +242,9 @@ class GradientWeighting(Weighting):
     # Training batches, drawn independently, that it needs beside the one that is trained on: none, or two. With two,
     # the Gramian holds the inner products of the first one's gradients (rows) with the second one's (columns).
     extra_batches: ClassVar[Literal[0, 2]] = 0
+    # Whether one zero gradient takes all the weight. Tasks that do not reach a group of parameters are then left out of
+    # its problem, which would otherwise never move.
+    stops_at_zero: ClassVar[bool] = False
 
     @classmethod
     def gives_weights(cls) -> bool:

@@ -300,9 +300,8 @@ def test_wrong_losses_are_explained(options: Any, change: Callable[[Any], Any], 
 def test_a_method_that_measures_again_asks_for_a_closure() -> None:
     model = net()
     balancer = balancer_for(model, loss="famo")
-    balancer.backward(losses_of(model))
     with pytest.raises(MtlError, match="closure=f"):
-        balancer.after_step()
+        balancer.backward(losses_of(model))
 
 
 def test_a_method_of_several_batches_says_what_it_needs() -> None:

@@ -148,3 +148,31 @@ def test_a_score_is_the_first_metric_with_higher_for_better() -> None:
 def test_shared_parameters_are_those_of_the_trunk() -> None:
     view = view_of(prepared())
     assert set(view.shared) == {name for name in view.params if name.startswith("trunk.")}
+
+
+def test_probes_of_a_short_precision_step_are_in_full_precision() -> None:
+    """Losses that are compared may differ by less than bfloat16 resolves."""
+    made = prepared()
+    batch = made.data.splits["train"].rows(slice(0, 48))
+    short, full = (
+        ModelStep(made.model, made.data.tasks, batch, Clock(0, 0, 1, 1), 0.1, Ranks(), autocast=autocast)
+        for autocast in (torch.bfloat16, None)
+    )
+    assert not torch.equal(short.losses, full.losses)
+    assert torch.equal(short.probe().per_task, full.losses)
+    assert torch.equal(short.unmoved().per_task, full.losses)
+    assert torch.equal(short.unmoved().per_sample, full.unmoved().per_sample)
+    assert full.unmoved().roots is full.roots  # no further forward pass
+    assert full.samples is None  # nothing has asked for weights of samples
+
+
+def test_gradients_are_counted_and_leave_other_heads_alone() -> None:
+    made = prepared()
+    view = view_of(made)
+    seen: list[str] = []
+    for name, head in made.model.heads.items():
+        head.register_full_backward_hook(lambda *_, name=name: seen.append(name))
+    view = view_of(made)
+    view.gradient(view.roots[1])
+    view.gradient(view.probe().roots[0])
+    assert (view.passes, seen) == (2, [view.tasks[1], view.tasks[0]])

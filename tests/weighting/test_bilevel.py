@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from weighting_toys import Quadratics, QuadraticStep
 
 from mtlcli import loss_weightings
 from mtlcli.errors import OptionError
+from mtlcli.weighting.base import Losses
 from mtlcli.weighting.losses.forum import aligned_minimum
 
 TARGETS = torch.tensor([[1.0, 0.0], [0.8, 0.4], [-1.0, 0.3]], dtype=torch.float64)
@@ -161,6 +163,25 @@ def test_forum_solves_the_published_program(seed: int) -> None:
     assert value(found) >= value(expected) - 2e-2
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_forums_program_of_two_tasks_against_a_grid(seed: int) -> None:
+    """Some of these have their answer on the kink, where the push towards the training loss sets in."""
+    rng = np.random.default_rng(seed)
+    angle, x = rng.uniform(0.1, 3.0), rng.uniform(-0.9, 0.9)
+    units = np.array([[1.0, 0.0], [np.cos(angle), np.sin(angle)]])
+    direction = np.array([np.cos(x * np.pi), np.sin(x * np.pi)])
+    gramian, along, radius = units @ units.T, units @ direction, rng.uniform(0.05, 0.9)
+
+    def value(c: np.ndarray[Any, Any]) -> Any:
+        inner = c @ along
+        return ((c @ gramian) * c).sum(-1) + np.maximum(radius - inner, 0) * inner
+
+    shares = np.linspace(0, 1, 200_001)
+    grid = np.stack([shares, 1 - shares], axis=1)
+    found = aligned_minimum(gramian, along, radius)
+    assert value(found) <= value(grid).min() + 1e-9
+
+
 def test_forum_against_its_published_loop() -> None:
     method = loss_weightings.build("forum", tasks=3, inner_steps=3, inner_lr=0.02, rho=0.3).double()
     quadratics = Curved(TARGETS, HELD_OUT)
@@ -204,7 +225,8 @@ def test_slopes_that_are_not_finite_change_nothing(name: str) -> None:
     class Broken(QuadraticStep):
         def probe(self, at: Any = None, batch: Any = "train") -> Any:
             found = super().probe(at, batch)
-            return found._replace(per_task=found.per_task * torch.tensor([1.0, torch.nan, 1.0]))
+            broken = found.per_task * torch.tensor([1.0, torch.nan, 1.0])
+            return Losses(broken.unbind(), broken[:, None].unbind())
 
     method = loss_weightings.build(name, tasks=3).double()
     before = [parameter.detach().clone() for parameter in method.parameters()]

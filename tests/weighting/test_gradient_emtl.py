@@ -100,13 +100,13 @@ def test_interior_distribution_by_hand() -> None:
     contribution = LOSSES / LENGTHS
     gap = contribution - contribution.mean()
     expected = 1 / 3 + math.sqrt(2 * 0.1) / 3 * gap / gap.norm()
-    torch.testing.assert_close(chosen(), expected)
-    torch.testing.assert_close(weights_of(normalise="gradient"), 3 * expected * LENGTHS.mean() / LENGTHS)
-    torch.testing.assert_close(weights_of(), 3 * expected / LOSSES)
+    torch.testing.assert_close(chosen(rho=0.1), expected)
+    torch.testing.assert_close(weights_of(normalise="gradient", rho=0.1), 3 * expected * LENGTHS.mean() / LENGTHS)
+    torch.testing.assert_close(weights_of(rho=0.1), 3 * expected / LOSSES)
     inverse = LENGTHS / LOSSES
     gap = inverse - inverse.mean()
     expected = 1 / 3 + math.sqrt(2 * 0.1) / 3 * gap / gap.norm()
-    torch.testing.assert_close(chosen(ratio="norm_over_loss"), expected)
+    torch.testing.assert_close(chosen(ratio="norm_over_loss", rho=0.1), expected)
 
 
 def test_penalty_by_hand() -> None:

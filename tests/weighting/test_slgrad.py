@@ -104,8 +104,8 @@ class Linear(ScriptedStep):
         at = self.at if at is None else at
         if batch == "held_out":
             per_task = torch.stack([self.held_out @ at["shared"]] * len(self.rows))
-            return Losses(per_task, per_task[:, None])
-        return Losses(self.of(at).mean(1), self.of(at))
+            return Losses(per_task.unbind(), per_task[:, None].unbind())
+        return Losses(self.of(at).mean(1).unbind(), self.of(at).unbind())
 
 
 EXAMPLE = torch.tensor([[[1.0, 1.0], [-1.0, 0.0]], [[0.5, 2.0], [0.0, 3.0]]], dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -67,6 +68,10 @@ class ToyStep:
         self.sample_losses = toy.sample_losses(toy.params, number)
         self.losses = self.sample_losses.mean(1)
 
+    @cached_property
+    def roots(self) -> tuple[Tensor, ...]:
+        return self.losses.unbind()
+
     @property
     def params(self) -> Params:
         return self.toy.params
@@ -88,7 +93,14 @@ class ToyStep:
     def probe(self, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> Losses:
         seed = self.clock.step + (1000 if batch == "held_out" else 0)
         per_sample = self.toy.sample_losses(self.params if at is None else at, seed)
-        return Losses(per_sample.mean(1), per_sample)
+        return Losses(per_sample.mean(1).unbind(), per_sample.unbind())
+
+    def unmoved(self) -> Losses:
+        samples = getattr(self, "sample_losses", self.losses[:, None])
+        return Losses(self.roots, samples.unbind())
+
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        return value
 
     def score(self, task: str, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> float | None:
         return -float(self.probe(at, batch).per_task[self.tasks.index(task)])
@@ -114,7 +126,7 @@ class ScriptedStep(ToyStep):
 
     def probe(self, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> Losses:
         assert self.after is not None
-        return Losses(self.after, self.after[:, None])
+        return Losses(self.after.unbind(), self.after[:, None].unbind())
 
 
 def train(method: LossWeighting, toy: Toy, start: int, stop: int, lr: float = 0.01) -> list[Tensor]:
@@ -178,4 +190,4 @@ class QuadraticStep(ToyStep):
         quadratics: Any = self.toy
         targets = quadratics.targets if batch == "train" else quadratics.held_out
         losses = quadratics.losses(self.params if at is None else at, targets)
-        return Losses(losses, losses[:, None])
+        return Losses(losses.unbind(), losses[:, None].unbind())

@@ -94,7 +94,8 @@ def render(figure: Figure, kind: str) -> bytes:
         engine.execute(figure)
         figure.set_layout_engine("none")  # the places are found; finding them again takes as long as all the drawing
         for axes in figure.axes:  # their last digits differ from time to time
-            axes.set_position([round(value, 6) for value in axes.get_position(original=True).bounds])
+            left, bottom, width, height = (round(value, 6) for value in axes.get_position(original=True).bounds)
+            axes.set_position((left, bottom, width, height))
     written = io.BytesIO()
     metadata: Mapping[str, Any] = {"Date": None} if kind == "svg" else {}  # no time of writing: same input, same bytes
     figure.savefig(written, format=kind, metadata=metadata)

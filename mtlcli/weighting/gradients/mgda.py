@@ -33,7 +33,8 @@ class MGDA(GradientWeighting):
     Deviations: solved exactly, where the code's Frank-Wolfe search may stop early. The weights sum to 1 as in that
         code; AvivNavon/nash-mtl multiplies them by K, which is a learning rate K times as large. With `normalise` other
         than none the weights found for the divided gradients go to the undivided ones, as in the code: the promise to
-        hurt no task is then lost. A zero gradient takes all the weight, so that such a step does not move.
+        hurt no task is then lost. A zero gradient takes all the weight, so that such a step does not move; with
+        `groups`, tasks that do not reach a group have no say in it.
     """
 
     class Options(AnyOptions):
@@ -47,6 +48,7 @@ class MGDA(GradientWeighting):
 
     reads = "gramian"
     heads = "weighted"
+    stops_at_zero = True
 
     @classmethod
     def refuses(cls, options: AnyOptions) -> Mapping[Trait, str]:
@@ -68,6 +70,7 @@ class MGDA(GradientWeighting):
                     f"negative; found {losses.min():.4g}; choose none or l2"
                 )
             scale = np.maximum(losses.numpy(force=True).astype(np.float64), 1e-12)
+            scale = scale / scale.min()  # only ratios matter, and extremes would overflow
             gramian = gramian / scale[:, None] / scale
         weights, exact = min_norm_point(gramian)
         if not exact:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ class Bilevel(LossWeighting):
     """Weights softmax(logits), whose logits have an Adam of their own with the learning rate `options.outer_lr`."""
 
     needs = frozenset({"held_out"})
+    takes_gradients = True
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
@@ -49,9 +52,9 @@ def descend(parameter: nn.Parameter, slope: Tensor, adam: torch.optim.Adam) -> b
     return True
 
 
-def gradients(step: StepView, losses: Tensor, at: Params | None = None) -> Tensor:
-    """Gradients (K, P) of `losses` (K,) with respect to all parameters."""
-    rows = (step.gradient(loss, at) for loss in losses)
+def gradients(step: StepView, roots: Sequence[Tensor], at: Params | None = None) -> Tensor:
+    """Gradients (K, P) of the K losses `roots` with respect to all parameters."""
+    rows = (step.gradient(root, at) for root in roots)
     return torch.stack([torch.cat([row[name].flatten() for name in step.params]) for row in rows])
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlcli.errors import OptionError, did_you_mean
-from mtlcli.weighting.base import Params, StepView
+from mtlcli.weighting.base import Params
 
 
 def index_of(name: str | None, tasks: tuple[str, ...], option: str) -> int:
@@ -36,14 +36,3 @@ def norm(a: Params) -> Tensor:
     lengths: list[Tensor] = [torch.linalg.vector_norm(value.double()) for value in a.values()]
     length: Tensor = torch.linalg.vector_norm(torch.stack(lengths))
     return length
-
-
-def mean_over_ranks(value: Tensor, step: StepView) -> Tensor:
-    """The mean over ranks of a scalar that each rank has its own of.
-
-    Gradients are what a step averages over ranks, and the gradient of `value * x` with respect to x is `value`.
-    """
-    name, smallest = min(step.params.items(), key=lambda item: item[1].numel())
-    entry = smallest.flatten()[0]
-    found = step.gradient(value.detach().to(entry) * entry, at={name: smallest})
-    return found[name].flatten()[0]

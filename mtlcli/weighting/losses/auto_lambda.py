@@ -45,6 +45,7 @@ class AutoLambda(LossWeighting):
         distance: float = Field(0.01, gt=0, description="Length of the steps that slopes are measured by.")
 
     needs = frozenset({"held_out"})
+    takes_gradients = True
     traits = frozenset({"negative_weights"})
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:

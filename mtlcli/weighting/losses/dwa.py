@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -48,6 +48,12 @@ class DWA(LossWeighting):
     total: Tensor  # (K,)  sum of this epoch's losses
     means: Tensor  # (2, K)  mean losses of the last two whole epochs, oldest first; nan before there are two
     recent: Tensor  # (2 length, K)  losses of the last steps, oldest first; nan before there are so many
+
+    @classmethod
+    def begins(cls, options: AnyOptions) -> int:
+        """After the two epochs that it compares."""
+        chosen: Any = options
+        return 2 if chosen.window == "epoch" else 0
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)

@@ -65,9 +65,10 @@ class FAMO(LossWeighting):
     def forward(self, step: StepView) -> Tensor:
         """Logs (K,) of the losses above their minima, each times its weight."""
         logs = self._log_gap(step.losses)
-        self.before = logs.detach()
+        now = step.unmoved()
+        self.before = logs.detach() if now.roots is step.roots else self._log_gap(now.per_task.detach())
         share = self.logits.detach().softmax(0)
-        return share / (share / self.before.exp()).sum() * logs
+        return share / (share / logs.detach().exp()).sum() * logs
 
     @torch.no_grad()
     def after_step(self, step: StepView) -> None:

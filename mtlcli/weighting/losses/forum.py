@@ -70,13 +70,14 @@ class FORUM(Bilevel):
         """The losses (K,), each times its weight."""
         shares = self.shares().double()
         training = step.gradient((shares.to(step.losses) * step.losses).sum())
-        fallen = step.losses.detach().double() - self._minimum(training, step)  # (K,)  slope in the shares
+        lowest = self._minimum(training, step)
+        fallen = step.unmoved().per_task.detach().double() - lowest  # (K,)  slope in the shares
         if step.losses.isfinite().all() and not fallen.isfinite().all():
             self.count("the inner steps diverged, which a smaller inner_lr prevents: the weights stayed")
             return self.weights * step.losses
         by_logits = shares * (fallen - shares @ fallen)
         flat = torch.cat([value.flatten() for value in training.values()])
-        held_out = gradients(step, step.probe(batch="held_out").per_task)
+        held_out = gradients(step, step.probe(batch="held_out").roots)
         lengths = torch.linalg.vector_norm(held_out, dim=1) + 1e-8
         units = held_out / lengths[:, None]
         size = torch.cat([flat.double(), by_logits]).norm()
@@ -130,7 +131,7 @@ def aligned_minimum(gramian: Array, along: Array, radius: float) -> Array:
     for _ in range(40):
         middle = (low + high) / 2
         found = _simplex_minimum(gramian, middle * along)
-        low, high = (low, middle) if found @ along > radius else (middle, high)
+        low, high = (middle, high) if found @ along > radius else (low, middle)
     return found
 
 

@@ -13,7 +13,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched, searched_among
 from mtlcli.weighting.base import LossWeighting, Params, StepView, Trait
-from mtlcli.weighting.losses._main_task import index_of, inner, mean_over_ranks, restricted
+from mtlcli.weighting.losses._main_task import index_of, inner, restricted
 
 
 @loss_weightings.register("hydalearn")
@@ -62,6 +62,7 @@ class HydaLearn(LossWeighting):
         batch: Literal["train", "held_out"] = Field("train", description="Where gains are measured.")
         max_ratio: float = Field(10.0, gt=0, description="Largest weight of `normalise: anchored`.")
 
+    takes_gradients = True
     weights: Tensor  # (K,)  of the last step
 
     @classmethod
@@ -88,7 +89,7 @@ class HydaLearn(LossWeighting):
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,), each times its weight."""
         if len(self.tasks) > 1:
-            gradients = [restricted(step.gradient(loss, at=step.shared), step.shared) for loss in step.losses]
+            gradients = [restricted(step.gradient(loss, at=step.shared), step.shared) for loss in step.roots]
             gains = (
                 self._simulated(gradients, step) if self.options.mode == "simulated" else self._slopes(gradients, step)
             )
@@ -115,7 +116,7 @@ class HydaLearn(LossWeighting):
         score = step.score(self.tasks[self.main], at, batch)
         value = torch.tensor(torch.nan if score is None else -score, dtype=torch.float64)
         with torch.enable_grad():
-            return mean_over_ranks(value, step).double()
+            return step.mean_over_ranks(value).double()
 
     def _slopes(self, gradients: list[Params], step: StepView) -> Tensor:
         """First-order gains (K,)."""

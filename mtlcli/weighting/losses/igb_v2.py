@@ -72,6 +72,12 @@ class IGBv2(LossWeighting):
     before: Tensor  # (K,)  losses of the step before
     weights: Tensor  # (K,)  of the last step
 
+    @classmethod
+    def begins(cls, options: AnyOptions) -> int:
+        """When the agent takes over."""
+        chosen: Any = options
+        return int(chosen.start_epoch)
+
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
         size = len(tasks)

@@ -15,6 +15,8 @@ from mtlcli.weighting.base import LossWeighting, StepView
 from mtlcli.weighting.losses._agent import Nets
 from mtlcli.weighting.losses._positive import SMALLEST, log_of
 
+TIE = 1e-6  # two losses whose gap is smaller than this part of the largest are even; at the first step, all of them are
+
 
 @loss_weightings.register("ldc_mtl")
 class LDCMTL(LossWeighting):
@@ -75,6 +77,7 @@ class LDCMTL(LossWeighting):
         weights = self._weights((losses.clamp(min=SMALLEST) / base).log())
         weighted = (weights * relative.detach())[self.by_name]
         gaps = weighted[:-1] - weighted[1:]
+        gaps = torch.where(gaps.abs() > TIE * weighted.detach().abs().max(), gaps, 0)
         objective = weighted.sum() / weights.sum().detach() + self.options.penalty * gaps.abs().sum()
 
         signs = torch.zeros_like(losses)

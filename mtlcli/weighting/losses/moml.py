@@ -53,9 +53,9 @@ class MOML(Bilevel):
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,), each times its weight."""
         size: float = self.options.inner_lr
-        trained = gradients(step, step.losses)
+        trained = gradients(step, step.roots)
         there = step.move(as_params(self.shares().to(trained) @ trained, step), -size)
-        held_out = gradients(step, step.probe(there, "held_out").per_task, there)
+        held_out = gradients(step, step.probe(there, "held_out").roots, there)
         slopes = -size * held_out.double() @ trained.double().T
         self.descend(self._combined(slopes) if torch.isfinite(slopes).all() else slopes[0] * torch.nan)
         return len(self.tasks) * self.shares() * step.losses

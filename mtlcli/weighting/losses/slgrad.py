@@ -12,7 +12,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched_among
 from mtlcli.weighting.base import LossWeighting, Params, StepView
-from mtlcli.weighting.losses._main_task import index_of, mean_over_ranks, norm, restricted
+from mtlcli.weighting.losses._main_task import index_of, norm, restricted
 
 
 @loss_weightings.register("slgrad")
@@ -45,7 +45,7 @@ class SLGrad(LossWeighting):
         distance: float = Field(
             1e-3,
             gt=0,
-            description="Length of the step that scores are measured by; bfloat16 resolves no less than 0.1.",
+            description="Length of the step that scores are measured by.",
         )
         look_ahead: bool = Field(
             False,
@@ -60,6 +60,7 @@ class SLGrad(LossWeighting):
         heads: Literal["weighted", "unweighted"] = Field("weighted", description="What the task heads learn from.")
 
     needs = frozenset({"held_out"})
+    takes_gradients = True
     traits = frozenset({"sample_weights"})
     shares: Tensor  # (K,)  each task's part of the last weights
 
@@ -74,11 +75,11 @@ class SLGrad(LossWeighting):
         losses = step.sample_losses
         known = losses.detach().isfinite()
         scores = torch.where(known, self._scores(step), 0).nan_to_num(0, 0, 0).clamp(min=0)
-        total = mean_over_ranks(scores.sum(), step)  # so that the mean of the ranks' gradients is the batch's
+        total = step.mean_over_ranks(scores.sum())  # so that the mean of the ranks' gradients is the batch's
         if total > 0:
             weights = scores / total
             if self.options.look_ahead:
-                self.shares = torch.stack([mean_over_ranks(part, step) for part in weights.sum(1)]).to(self.shares)
+                self.shares = torch.stack([step.mean_over_ranks(part) for part in weights.sum(1)]).to(self.shares)
             if self.options.normalise == "sum_k":
                 weights = len(weights) * weights
         else:
@@ -102,6 +103,6 @@ class SLGrad(LossWeighting):
         distance: float = self.options.distance
         back = {**start, **{name: start.get(name, 0) - distance * value for name, value in unit.items()}}
         with torch.no_grad():
-            before = step.sample_losses if there is None else step.probe(there).per_sample
             after = step.probe(step.move(back, 1)).per_sample
+            before = step.unmoved().per_sample if there is None else step.probe(there).per_sample
             return (before.double() - after.double()) / distance

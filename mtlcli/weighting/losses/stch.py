@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -49,6 +51,12 @@ class STCH(LossWeighting):
 
     base_steps: Tensor  # ()  how many steps `base_total` holds
     base_total: Tensor  # (K,)  sum of the losses over the base epoch
+
+    @classmethod
+    def begins(cls, options: AnyOptions) -> int:
+        """The one after the base."""
+        chosen: Any = options
+        return int(chosen.warmup_epochs + 1)
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
