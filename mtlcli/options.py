@@ -132,10 +132,11 @@ def _problems(cls: type[Options], error: ValidationError, path: str, also_known:
 def _remedy(found: Any, node: dict[str, Any], schema: dict[str, Any]) -> str:
     """What turns the value found into one that is allowed, where that is plain."""
     members = [_resolve(member, schema) for member in node.get("anyOf", [node])]
-    types = {member.get("type") for member in members}
-    choices = [str(value) for member in members for value in member.get("enum", ())]
-    if choices:
-        return did_you_mean(found, choices)
+    listed = [member.get("enum", [member["const"]] if "const" in member else []) for member in members]
+    types = {member.get("type") for member in members if "const" not in member}
+    hint = did_you_mean(found, [str(value) for values in listed for value in values])
+    if hint or any("enum" in member for member in members):
+        return hint
     if isinstance(found, float) and found.is_integer() and "integer" in types:
         return f"; write {int(found)}"
     if isinstance(found, str):

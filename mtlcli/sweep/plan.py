@@ -209,7 +209,8 @@ def _unknown(loss: str, gradient: str) -> str | None:
     if loss not in losses.names():
         if loss in gradients.names():
             return f"'{loss}' is a gradient weighting: write +{loss}, or LOSS+{loss}"
-        return losses.unknown(loss)
+        hint = did_you_mean(loss, [*losses.names(), *(f"+{name}" for name in gradients.names())])
+        return f"no loss weighting '{loss}'{hint}" if hint else losses.unknown(loss)
     if gradient not in gradients.names():
         if gradient in losses.names():
             return f"'{gradient}' is a loss weighting: write {gradient}, or {gradient}+GRADIENT"

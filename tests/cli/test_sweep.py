@@ -155,6 +155,7 @@ def test_options_of_the_recipe_are_kept_and_told_apart(mtl: Mtl) -> None:
     ("arguments", "words"),
     [
         (["--methods", "igbv1"], "--methods: 'igbv1': no loss weighting 'igbv1'; did you mean 'igb_v1'?"),
+        (["--methods", "nash"], "--methods: 'nash': no loss weighting 'nash'; did you mean '+nash_mtl'?"),
         (["--methods", "pcgrad"], "'pcgrad' is a gradient weighting: write +pcgrad, or LOSS+pcgrad"),
         (["--methods", "+uw"], "'uw' is a loss weighting: write uw, or uw+GRADIENT"),
         (["--methods", "ew+pcgard"], "no gradient weighting 'pcgard'; did you mean 'pcgrad'?"),
