@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtlcli import own_files
-from mtlcli.console import Checkpoint, CheckpointName, Device, Json, RunPath, output
-from mtlcli.errors import MtlError, Stopped
+from mtlcli.console import Checkpoint, CheckpointName, Device, Json, OnError, RunPath, output
+from mtlcli.errors import MtlError, Stopped, how_many
 
 if TYPE_CHECKING:
     from mtlcli.published import Published
@@ -89,6 +89,7 @@ def evaluate(
     ] = None,
     checkpoint: Checkpoint = CheckpointName.best,
     device: Device = "auto",
+    on_error: OnError = None,
     as_json: Json = False,
 ) -> None:
     """Score a run's checkpoint on one split, or on a new file."""
@@ -99,14 +100,17 @@ def evaluate(
         opened = Run.open(run)
         if data is not None and split is not None:
             raise MtlError("--split names a part of the run's own data, and --data another file; give one of them")
+        if data is None and on_error is not None:
+            raise MtlError("--on-error is about bad rows of a new file; name one with --data")
         from mtlcli.engine.inspect import evaluate_file, evaluate_run
 
         if data is not None:
-            values = evaluate_file(opened, data, checkpoint.value, device)
-            title = f"{values['method']} on {data} ({values['rows']:,} rows)"
+            values = evaluate_file(opened, data, checkpoint.value, device, None if on_error is None else on_error.value)
+            title = f"{values['method']} on {data} ({how_many(values['rows'], 'row')})"
         else:
             values = evaluate_run(opened, (split or SplitName.test).value, checkpoint.value, device)
-            title = f"{values['method']} on {values['dataset']}, {values['split']} split ({values['rows']:,} rows)"
+            rows = how_many(values["rows"], "row")
+            title = f"{values['method']} on {values['dataset']}, {values['split']} split ({rows})"
         target.print(render.result(values, title))
         emit(values)
 

@@ -22,9 +22,20 @@ class CheckpointName(StrEnum):
     last = "last"
 
 
+class OnErrorName(StrEnum):
+    """What `mtl eval` and `mtl predict` do at a bad row of a new file."""
+
+    stop = "stop"
+    skip = "skip"
+
+
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Checkpoint = Annotated[CheckpointName, typer.Option("--checkpoint", help="The run's checkpoint to read.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+OnError = Annotated[
+    OnErrorName | None,
+    typer.Option("--on-error", help="At a bad row of a new file; as the run's recipe says by default."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
 
 

@@ -44,3 +44,8 @@ def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the allowed name nearest to `name`, or an empty string where none is near."""
     near = get_close_matches(str(name), list(allowed), n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def how_many(count: int, one: str, more: str | None = None) -> str:
+    """`1 row`, `2,000 rows`: a number of things, the plural with an s unless it is given."""
+    return f"{count:,} {one if count == 1 else more or f'{one}s'}"

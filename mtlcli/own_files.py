@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mtlcli.console import Checkpoint, CheckpointName, Device, Json, RunPath, output
+from mtlcli.console import Checkpoint, CheckpointName, Device, Json, OnError, RunPath, output
 from mtlcli.errors import MtlError
 
 
@@ -18,6 +18,7 @@ def predict(
     out: Annotated[Path, typer.Option("--out", help="The file to write: .parquet, .csv, .arrow or .jsonl.")],
     checkpoint: Checkpoint = CheckpointName.best,
     device: Device = "auto",
+    on_error: OnError = None,
     as_json: Json = False,
 ) -> None:
     """Predict every task for the rows of a new file."""
@@ -28,7 +29,7 @@ def predict(
         opened = Run.open(run)
         from mtlcli.engine.predict import predict_file
 
-        values = predict_file(opened, data, out, checkpoint.value, device)
+        values = predict_file(opened, data, out, checkpoint.value, device, None if on_error is None else on_error.value)
         target.print(pages.predicted(values))
         emit(values)
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtlcli import search
+from mtlcli.errors import how_many
 
 
 def check(values: Mapping[str, Any], recipe: str) -> Group:
@@ -45,7 +46,7 @@ def columns(uses: Sequence[Mapping[str, str]]) -> Table:
 def predicted(values: Mapping[str, Any]) -> Group:
     """Where predictions are, and what their columns mean."""
     rows = [(task, about["kind"], ", ".join(about["columns"])) for task, about in values["tasks"].items()]
-    head = Text(f"{values['rows']:,} rows of {values['data']} -> {values['out']}")
+    head = Text(f"{how_many(values['rows'], 'row')} of {values['data']} -> {values['out']}")
     return Group(head, _grid(("task", "kind", "columns"), rows), *(Text(n, style="yellow") for n in values["notes"]))
 
 

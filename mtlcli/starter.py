@@ -10,7 +10,7 @@ from typing import Any
 
 from mtlcli import registry
 from mtlcli.data.tables.look import Look
-from mtlcli.errors import MtlError
+from mtlcli.errors import MtlError, how_many
 from mtlcli.options import Options, fields
 from mtlcli.recipe import DEFAULTS as PARTS
 from mtlcli.recipe import DataSection, GradientSection, TrainSection
@@ -41,7 +41,8 @@ def for_table(table: Look, tasks: Mapping[str, Mapping[str, Any]], recipe: Path)
     steps = max(1, train_rows // batch)
     widths = [64, 32] if train_rows < 5_000 else [128, 64] if train_rows < 100_000 else [256, 128]
     lines = [
-        f"# {table.path.name}: {table.rows:,} rows, {len(table.uses)} columns. Written by mtl init, to be changed.",
+        f"# {table.path.name}: {how_many(table.rows, 'row')}, {how_many(len(table.uses), 'column')}. Written by "
+        "mtl init, to be changed.",
         "#   mtl check RECIPE                          what becomes of every column, and what is wrong",
         "#   mtl train RECIPE                          train it",
         "#   mtl compare RECIPE --methods A,B          several ways of weighting the tasks, as in mtl list losses",
@@ -56,7 +57,13 @@ def for_table(table: Look, tasks: Mapping[str, Mapping[str, Any]], recipe: Path)
     lines += ["  # What the columns hold; with `columns: {NAME: categorical}` one says otherwise."]
     width = max(map(len, table.uses))
     for use in table.uses.values():
-        what = ("label", "") if use.column in labels else (use.used_as, use.detail)
+        what = (use.used_as, use.detail)
+        if use.column in labels:
+            what = ("label", "")
+        elif use.column == split.get("by"):
+            what = ("key", "its rows come into the same split")
+        elif use.column == split.get("column"):
+            what = ("split", "says train, val or test")
         lines.append(f"  #   {use.column:<{width}}  {what[0]:<12} {what[1]}".rstrip())
     lines += [
         _line("features", "auto", "columns to predict from; auto: all that are left"),

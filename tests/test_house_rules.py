@@ -183,8 +183,8 @@ def test_every_key_of_a_recipe_is_described(section: type[Options]) -> None:
 
 FLAGS = {
     "train": ["RECIPE", "--set", "--out", "--device", "--resume", "--quiet", "--json"],
-    "eval": ["RUN", "--split", "--data", "--checkpoint", "--device", "--json"],
-    "predict": ["RUN", "DATA", "--out", "--checkpoint", "--device", "--json"],
+    "eval": ["RUN", "--split", "--data", "--checkpoint", "--device", "--on-error", "--json"],
+    "predict": ["RUN", "DATA", "--out", "--checkpoint", "--device", "--on-error", "--json"],
     "init": ["RECIPE", "--from", "--task", "--force", "--json"],
     "compare": [
         "TARGET",

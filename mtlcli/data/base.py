@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -63,7 +63,11 @@ class JointFeatures(Features):
     """Several sources of rows, each with inputs of its own: `inputs["SOURCE/name"]` is what the source calls `name`."""
 
     sources: Mapping[str, Features]
-    tasks: Mapping[str, tuple[str, ...]]  # of every source
+    tasks: Mapping[str, tuple[str, ...]]  # of every source; none where those of the source are not trained
+
+    def select(self, names: Sequence[str]) -> JointFeatures:
+        """The same sources with the tasks `names` alone."""
+        return replace(self, tasks={s: tuple(t for t in own if t in names) for s, own in self.tasks.items()})
 
     @staticmethod
     def joined(source: str, inputs: Inputs) -> Inputs:
@@ -240,6 +244,8 @@ class NewRows:
     labels: tuple[str, ...]  # the tasks that the file has a column for
     carried: Mapping[str, Sequence[Any]]  # columns that belong beside predictions, such as the key
     notes: tuple[str, ...] = ()
+    # By task, its classes as the training files hold them: text, numbers or truth values.
+    classes: Mapping[str, Sequence[bool | int | float | str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -256,6 +262,7 @@ class MultiTaskData:
     fitted: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()  # what a person should know of these data: skipped rows, suspected leaks
     columns: tuple[ColumnUse, ...] = ()  # of a table of one's own
+    metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by task, in place of its kind's defaults
 
     def select(self, names: tuple[str, ...], option: str = "tasks") -> MultiTaskData:
         """The same data with only the tasks `names`, in that order. The fingerprint stays.
@@ -271,7 +278,9 @@ class MultiTaskData:
         if len(set(names)) < len(names):
             raise OptionError(option, f"each task once; found {', '.join(names)}")
         splits = {split: part.select(names) for split, part in self.splits.items()}
-        return replace(self, tasks=tuple(by_name[name] for name in names), splits=splits)
+        features = self.features.select(names) if isinstance(self.features, JointFeatures) else self.features
+        chosen = {name: usual for name, usual in self.metrics.items() if name in names}
+        return replace(self, tasks=tuple(by_name[n] for n in names), features=features, splits=splits, metrics=chosen)
 
     def hold_out(self, fraction: float, seed: int) -> MultiTaskData:
         """Move a seeded `fraction` of the training rows into the split `held_out`."""
@@ -304,13 +313,20 @@ class Dataset(ABC):
         """
         raise MtlError(f"dataset '{self.name}' reads no files of one's own; new rows are for runs on a table")
 
-    def read(self, path: Path, fitted: Mapping[str, Any], labels: bool = True) -> NewRows:
+    def read(
+        self,
+        path: Path,
+        fitted: Mapping[str, Any],
+        labels: bool = True,
+        on_error: str | None = None,
+    ) -> NewRows:
         """The rows of a new file, encoded as the training rows were; labels where it has them, missing elsewhere.
 
         Args:
             path: the file.
             fitted: `MultiTaskData.fitted` of the run.
             labels: whether to read labels at all; without, whatever stands in their columns is no mistake.
+            on_error: at a bad row: stop, or skip it; None does as the recipe says.
 
         Raises MtlError where the file does not fit, or where this dataset cannot read others.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from mtlcli.data import imagefiles
 from mtlcli.data.base import Dataset, ImageFeatures, MultiTaskData
-from mtlcli.data.imagefiles import Cache, Shape
+from mtlcli.data.imagefiles import Cache, OnError, Shape, Skipped
 from mtlcli.errors import MtlError, OptionError
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import datasets
@@ -18,6 +19,7 @@ from mtlcli.tasks import Task
 
 ATTRIBUTES, PARTITION, IMAGES = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"
 SPLITS = {"0": "train", "1": "val", "2": "test"}
+METRICS = ("f1",)  # of every task, as papers report
 
 
 @datasets.register("celeba")
@@ -26,8 +28,11 @@ class CelebA(Dataset):
 
     202,599 aligned faces; tasks are the attributes in the order of the file, in lower case: `5_o_clock_shadow` to
     `young`. Labels -1 and 1 of the file are 0 and 1 here. The split is the official one. Pictures are resized to
-    64 x 64 and enter as values of 0 to 1, without augmentation, as multi-task papers have it; these report F1 at a
-    threshold of one half (`metrics: {young: [f1]}`).
+    64 x 64 and enter as values of 0 to 1, without augmentation, as multi-task papers have it; as theirs, the metric of
+    every task is F1 at a threshold of one half, unless `metrics` says otherwise.
+
+    A picture that cannot be read ends it; `on_error: skip` leaves such pictures out and counts them. A link that leads
+    out of the folder of pictures is refused, always.
 
     `root` holds torchvision's layout: `celeba/list_attr_celeba.txt`, `celeba/list_eval_partition.txt` and the folder
     `celeba/img_align_celeba`. `download: true` lets torchvision fetch it (1.4 GB). The data are for non-commercial
@@ -49,6 +54,9 @@ class CelebA(Dataset):
         download: bool = Field(False, description="fetch the files into `root` where they are not there")
         cache: Cache = Field("auto", description="pictures in memory, or read again; auto: memory, where they fit")
         workers: int | None = Field(None, ge=0, description="processes that decode; null: one a core, up to 8")
+        on_error: OnError = Field(
+            "stop", description="at a picture that cannot be read; skip leaves it out, and counts"
+        )
 
     options: Options
 
@@ -58,10 +66,13 @@ class CelebA(Dataset):
         names, attributes, labels = _attributes(folder / ATTRIBUTES)
         rows = _partition(folder / PARTITION, names)
         paths = [str(folder / IMAGES / name) for name in names]
+        _check_links(paths, folder)
         shape = Shape(3, *self.options.size)
         scanned = imagefiles.scan(paths, shape, self.options.cache, self.options.workers)
+        skipped = Skipped(self.options.on_error)
         for row, fault in scanned.faults.items():
-            raise MtlError(f"{folder / ATTRIBUTES}, line {row + 3}: {paths[row]}: {fault}")
+            skipped.add(row, f"{folder / ATTRIBUTES}, line {row + 3}: {paths[row]}: {fault}")
+        rows = skipped.left(rows, str(folder))
         tasks = tuple(Task(name, "binary") for name in attributes)
         features = ImageFeatures(*shape, mean=(0.0,) * 3, std=(1.0,) * 3)
         targets = {
@@ -74,6 +85,8 @@ class CelebA(Dataset):
             features,
             imagefiles.splits(paths, scanned, rows, targets, features, self.options.workers),
             imagefiles.digest(meaning, scanned, rows, targets),
+            notes=(skipped.note,) if skipped.note else (),
+            metrics={task.name: METRICS for task in tasks},
         )
 
     def _folder(self) -> Path:
@@ -113,7 +126,7 @@ def _attributes(path: Path) -> tuple[list[str], list[str], torch.Tensor]:
                 f"{path}, line {number}: should be a file name and {len(attributes)} labels of -1 or 1; found "
                 f"{' '.join(row)[:60]}"
             )
-        if Path(row[0]).name != row[0]:
+        if Path(row[0]).name != row[0] or not imagefiles.below(row[0]):
             raise MtlError(f"{path}, line {number}: should name a file in {IMAGES}; found {row[0]}")
     labels = torch.tensor([[value == "1" for value in row[1:]] for row in rows], dtype=torch.int8)
     return [row[0] for row in rows], attributes, labels
@@ -136,6 +149,19 @@ def _partition(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
         if not rows:
             raise MtlError(f"{path}: leaves the split '{split}' empty")
     return {split: torch.tensor(rows) for split, rows in found.items()}
+
+
+def _check_links(paths: list[str], folder: Path) -> None:
+    """Raise MtlError for a picture that is a link to somewhere else."""
+    inside = os.path.realpath(folder / IMAGES)
+    for row, path in enumerate(paths):
+        # Names have no folders in them, so that nothing but a link can lead elsewhere.
+        real = imagefiles.outside(path, inside) if os.path.islink(path) else None
+        if real is not None:
+            raise MtlError(
+                f"{folder / ATTRIBUTES}, line {row + 3}: {path} is a link to {real}, outside of {folder / IMAGES}; "
+                "copy the file into the folder"
+            )
 
 
 def _lines(path: Path) -> list[str]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import io
 import math
+import multiprocessing
 import os
 import signal
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import tee
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,14 +26,16 @@ from torch.utils.data import DataLoader, Dataset
 from mtlcli.data.base import BaseSplit, Batch, ImageFeatures, Loader, Split, fingerprint
 from mtlcli.data.loader import ResidentLoader
 from mtlcli.data.memory import available_mib
-from mtlcli.errors import MtlError
+from mtlcli.errors import MtlError, how_many
 from mtlcli.tasks import Task
 
 Cache = Literal["auto", "memory", "none"]
+OnError = Literal["stop", "skip"]
 AT_ONCE = 32  # files that a worker decodes before it hands them on
 FEW = 256  # files that are decoded sooner than workers have started
 MOST_WORKERS = 8
 DIGEST = 16  # bytes
+SHOWN = 3  # rows that were left out, in the note
 
 
 class Shape(NamedTuple):
@@ -97,7 +102,23 @@ def run(files: Files, batches: Iterable[list[int]], workers: int) -> Iterator[li
         worker_init_fn=_stay,
         generator=torch.Generator(),  # else it would draw from the generator that training draws from
     )
+    if workers:
+        _end_workers_at_exit()
     yield from loader
+
+
+@cache
+def _end_workers_at_exit() -> None:
+    """Workers that are still there when the program ends, such as after an error, would wait for it as it for them:
+    what ends them then is a signal that they ignore."""
+
+    def end() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report them as lost
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    atexit.register(end)
 
 
 def _as_they_are(found: list[Decoded]) -> list[Decoded]:
@@ -115,6 +136,55 @@ def worker_count(wanted: int | None, files: int) -> int:
     if wanted is not None:
         return wanted
     return 0 if files < FEW else min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+
+def below(name: str) -> bool:
+    """Whether a name, as it is written, leads to something below a folder; links are another matter."""
+    parts = PurePosixPath(name)
+    return not parts.is_absolute() and ".." not in parts.parts and "\0" not in name
+
+
+def outside(path: str, inside: str) -> str | None:
+    """Where links of `path` lead, if out of the folder `inside`, which has none. Raises nothing."""
+    real = os.path.realpath(path)
+    return None if Path(real).is_relative_to(inside) else real
+
+
+class Skipped:
+    """Rows without a usable picture: the first one ends it, or all are counted."""
+
+    def __init__(self, on_error: OnError) -> None:
+        self.skip = on_error == "skip"
+        self.rows: set[int] = set()
+        self.examples: list[str] = []
+
+    def add(self, row: int, message: str) -> None:
+        """One more; `message` names its place. Raises MtlError unless rows are left out."""
+        if not self.skip:
+            raise MtlError(f"{message}; correct it, or leave such rows out with data.on_error: skip")
+        self.rows.add(row)
+        self.examples.append(message)
+
+    def left(self, rows: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+        """What remains of `rows`, by split. Raises MtlError naming `what` where that is nothing."""
+        gone = torch.tensor(sorted(self.rows), dtype=torch.long)
+        found = {name: index[~torch.isin(index, gone)] for name, index in rows.items()}
+        for name, index in found.items():
+            if not len(index):
+                raise MtlError(f"{what}: should have a picture that can be read in the split '{name}'; {self.note}")
+        return found
+
+    @property
+    def note(self) -> str | None:
+        """What to tell about the rows that were left out."""
+        if not self.rows:
+            return None
+        more = "; ..." if len(self.examples) > SHOWN else ""
+        were = "was" if len(self.rows) == 1 else "were"
+        return (
+            f"{how_many(len(self.rows), 'row')} without a usable picture {were} left out (data.on_error: skip): "
+            f"{'; '.join(self.examples[:SHOWN])}{more}"
+        )
 
 
 class Scanned(NamedTuple):

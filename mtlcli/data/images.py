@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator
 
 from mtlcli.data import imagefiles
 from mtlcli.data.augment import DESCRIPTION, Change, augmentation
 from mtlcli.data.base import Dataset, ImageFeatures, MultiTaskData
-from mtlcli.data.imagefiles import Cache, Shape
+from mtlcli.data.imagefiles import Cache, OnError, Shape, Skipped
 from mtlcli.data.tables import labels
 from mtlcli.data.tables.fitted import Fitted, Label
 from mtlcli.data.tables.gather import Gathered, Table, Wanted
 from mtlcli.data.tables.options import SPLITS, SplitOptions, TaskOptions
+from mtlcli.data.tables.profile import Profile
 from mtlcli.data.tables.reader import where
 from mtlcli.data.tables.source import ROW, Source
-from mtlcli.data.tables.splits import check_sizes
+from mtlcli.data.tables.splits import TRAIN, Codes, check_sizes
 from mtlcli.errors import MtlError, OptionError
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import datasets
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
-SHOWN = 3
 
 
 @datasets.register("images")
@@ -68,7 +71,7 @@ class Images(Dataset):
         split: SplitOptions = Field(SplitOptions.model_validate({}), description="how rows become train, val and test")
         cache: Cache = Field("auto", description="pictures in memory, or decoded for every batch; auto: where they fit")
         workers: int | None = Field(None, ge=0, description="processes that decode; null: one a core, up to 8")
-        on_error: Literal["stop", "skip"] = Field("stop", description="at a bad row; skip leaves it out, and counts")
+        on_error: OnError = Field("stop", description="at a bad row; skip leaves it out, and counts")
 
         @field_validator("size")
         @classmethod
@@ -88,13 +91,14 @@ class Images(Dataset):
             raise OptionError("path", f"should be a folder; found none at {options.path}")
         source = Source.at(options.labels, MISSING)
         found, frame, codes = self._table(source)
-        skipped = _Skipped(options.on_error == "skip", source)
-        paths = self._paths(frame, skipped)
+        skipped = Skipped(options.on_error)
+        paths = self._paths(frame, source, skipped)
         shape = Shape(options.channels, *options.size)
         sound = [row for row in range(len(frame)) if row not in skipped.rows]
         scanned = imagefiles.scan([paths[row] for row in sound], shape, options.cache, options.workers)
         for place, fault in scanned.faults.items():
-            skipped.add(sound[place], int(frame[ROW][sound[place]]), f"{paths[sound[place]]}: {fault}")
+            row = sound[place]
+            skipped.add(row, f"{_where(source, int(frame[ROW][row]))}: {paths[row]}: {fault}")
         # Rows of a split lie together, so that each is a stretch of the pictures in memory.
         rows = {
             name: torch.tensor(
@@ -103,7 +107,8 @@ class Images(Dataset):
             for code, name in enumerate(SPLITS)
         }
         check_sizes(options.split, {name: len(index) for name, index in rows.items()})
-        fitted, notes = self._labels(found)
+        kept = [row for row in range(len(frame)) if row not in skipped.rows]
+        fitted, notes = self._labels(found, frame[kept], np.array([codes[row] for row in kept], np.int8))
         encoded = fitted.encode(frame[sound]).targets
         targets = {name: {task: values[index] for task, values in encoded.items()} for name, index in rows.items()}
         mean, std = IMAGENET[options.channels]
@@ -113,11 +118,10 @@ class Images(Dataset):
             "tasks": [asdict(task) for task in fitted.tasks],
             "features": asdict(features),
         }
-        kept = [paths[row] for row in sound]
         return MultiTaskData(
             fitted.tasks,
             features,
-            imagefiles.splits(kept, scanned, rows, targets, features, options.workers),
+            imagefiles.splits([paths[row] for row in sound], scanned, rows, targets, features, options.workers),
             imagefiles.digest(meaning, scanned, rows, targets),
             augment=augmentation(options.augment) if options.augment else None,
             notes=(*notes, *([skipped.note] if skipped.note else [])),
@@ -154,73 +158,62 @@ class Images(Dataset):
         ordered = frame.with_columns(pl.Series("\0code", codes)).sort("\0code", maintain_order=True)
         return found, ordered.drop("\0code"), ordered["\0code"].to_list()
 
-    def _paths(self, frame: pl.DataFrame, skipped: _Skipped) -> list[str]:
+    def _paths(self, frame: pl.DataFrame, source: Source, skipped: Skipped) -> list[str]:
         """Of every row. Raises MtlError for one that leads out of the folder."""
-        inside = self.options.path.resolve()
+        inside = os.path.realpath(self.options.path)
         first: dict[str, int] = {}
         paths = []
         for row, (name, number) in enumerate(zip(frame[self.options.file_column], frame[ROW], strict=True)):
             path = self.options.path / (name or "")
             paths.append(str(path))
             if name is None:
-                skipped.add(row, number, f"names no file in the column '{self.options.file_column}'")
-            elif PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
-                raise MtlError(f"{skipped.where(number)}: should name a file below {self.options.path}; found {name!r}")
-            elif not path.resolve().is_relative_to(inside):
+                fault: str | None = f"names no file in the column '{self.options.file_column}'"
+            elif not imagefiles.below(name):
                 raise MtlError(
-                    f"{skipped.where(number)}: {path} is a link to {path.resolve()}, outside of {self.options.path}; "
+                    f"{_where(source, number)}: should name a file below {self.options.path}; found {name!r}"
+                )
+            elif (real := imagefiles.outside(str(path), inside)) is not None:
+                raise MtlError(
+                    f"{_where(source, number)}: {path} is a link to {real}, outside of {self.options.path}; "
                     "copy the file into the folder"
                 )
             elif (key := str(PurePosixPath(name))) in first:
-                skipped.add(row, number, f"{path} already stands in row {first[key] + 1}")
-            elif not path.is_file():
-                skipped.add(row, number, f"there is no file {path}")
+                fault = f"{path} already stands in row {first[key] + 1}"
+            else:
+                fault = _fault(path)
+            if fault is not None:
+                skipped.add(row, f"{_where(source, number)}: {fault}")
             else:
                 first[key] = number
         return paths
 
-    def _labels(self, found: Gathered) -> tuple[Fitted, list[str]]:
-        """The tasks, and what a person should know of them and of rows with bad labels."""
+    def _labels(self, found: Gathered, kept: pl.DataFrame, codes: Codes) -> tuple[Fitted, list[str]]:
+        """The tasks, by the rows with a picture and their splits; what a person should know of them and of bad rows."""
+        profile = Profile({}, found.targets, sample=None)
+        profile.add(kept, codes)
         fitted: list[Label] = []
         notes = [found.faults.note] if found.faults.note else []
         for target in found.targets:
             options, counts = self.options.tasks[target.task], {}
             if target.kind != "regression":
-                of_train = found.profile.labels[target.task].filter(split=0)
+                of_train = profile.labels[target.task].filter(split=TRAIN)
                 counts = dict(zip(of_train["value"].to_list(), of_train["count"].to_list(), strict=True))
                 notes += labels.notes(target, options, counts)
-            fitted.append(labels.label(target, options, counts, found.profile.label_moments.get(target.task)))
+            fitted.append(labels.label(target, options, counts, profile.label_moments.get(target.task)))
         return Fitted(columns=[], labels=fitted, missing=list(MISSING)), notes
 
 
-class _Skipped:
-    """Rows without a picture: the first one ends it, or all are counted."""
+def _where(source: Source, number: int) -> str:
+    """A row of the table, by its number."""
+    return where(next(b for b in source.blocks if b.start <= number < b.start + b.rows), number)
 
-    def __init__(self, skip: bool, source: Source) -> None:
-        self.skip, self.source = skip, source
-        self.rows: set[int] = set()
-        self.examples: list[str] = []
 
-    def where(self, number: int) -> str:
-        """A row of the table, by its number."""
-        return where(next(b for b in self.source.blocks if b.start <= number < b.start + b.rows), number)
-
-    def add(self, row: int, number: int, message: str) -> None:
-        """`row` of those that were read, which is `number` in the table. Raises MtlError unless rows are left out."""
-        if not self.skip:
-            raise MtlError(
-                f"{self.where(number)}: {message}; correct it, or leave such rows out with data.on_error: skip"
-            )
-        self.rows.add(row)
-        self.examples.append(f"{self.where(number)}: {message}")
-
-    @property
-    def note(self) -> str | None:
-        """What to tell about the rows that were left out."""
-        if not self.rows:
-            return None
-        more = "; ..." if len(self.examples) > SHOWN else ""
-        return (
-            f"{len(self.rows):,} rows without a usable picture were left out (data.on_error: skip): "
-            f"{'; '.join(self.examples[:SHOWN])}{more}"
-        )
+def _fault(path: Path) -> str | None:
+    """Why there is nothing to read at `path`, if so."""
+    try:
+        found = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        found = False
+    except OSError as error:  # a name that is too long, links in a circle
+        return f"{path} cannot be read: {error.strerror}"
+    return None if found else f"there is no file {path}"

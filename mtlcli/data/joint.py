@@ -7,12 +7,11 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator
 
-from mtlcli import registry
+from mtlcli import nested, registry
 from mtlcli.data.base import Dataset, MultiTaskData
 from mtlcli.data.sources import Policy, combined
 from mtlcli.errors import OptionError
 from mtlcli.options import Options as AnyOptions
-from mtlcli.options import check
 from mtlcli.registry import datasets
 
 
@@ -23,7 +22,8 @@ class Joint(Dataset):
     `sources` maps names to datasets with their options. A source with one task gives it the source's name; of several,
     each is called SOURCE_TASK. Every source's batch passes through the network by itself, so that a normalisation over
     the batch sees one source at a time. Sources with equal features (images of one size, say) share the whole network;
-    where they differ, each has the encoder's first stage to itself, and a linear layer to a common width.
+    where they differ, each has the encoder's first stage to itself, and a linear layer to a common width. For sources
+    that no one encoder reads, a table beside pictures, there is the encoder `per_source`.
 
     `policy` says what happens where lengths differ, with `batch_size` rows of each source a step unless said otherwise:
     `cycle`: an epoch is as long as the longest source; shorter ones begin again, reshuffled.
@@ -46,41 +46,25 @@ class Joint(Dataset):
         def _known(cls, sources: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             if not sources:
                 raise ValueError("should name at least one source; found none")
-            return {source: _plain(*_checked(source, dict(values))) for source, values in sources.items()}
+            for source in sources:
+                if not source.isidentifier():
+                    raise ValueError(f"should call sources by letters, digits and underscores; found '{source}'")
+            return nested.plain(nested.read(registry.datasets, sources))
 
         def at(self, folder: Path) -> Self:
             """The same with the paths of all sources taken from `folder`."""
-            found = {source: _checked(source, dict(values)) for source, values in self.sources.items()}
-            moved = {source: _plain(name, options.at(folder)) for source, (name, options) in found.items()}
-            return self.model_copy(update={"sources": moved})
+            found = nested.read(registry.datasets, self.sources)
+            moved = {source: (cls, options.at(folder)) for source, (cls, options) in found.items()}
+            return self.model_copy(update={"sources": nested.plain(moved)})
 
     options: Options
 
     def load(self) -> MultiTaskData:
         """Every source in turn."""
         found: dict[str, MultiTaskData] = {}
-        for source, values in self.options.sources.items():
-            name, options = _checked(source, dict(values))
+        for source, (cls, options) in nested.read(registry.datasets, self.options.sources).items():
             try:
-                found[source] = registry.datasets.get(name)(options).load()
+                found[source] = cls(options).load()
             except OptionError as error:
                 raise OptionError(f"sources.{source}.{error.option}", error.message) from None
         return combined(found, self.options.policy, self.options.temperature)
-
-
-def _checked(source: str, values: dict[str, Any]) -> tuple[str, AnyOptions]:
-    """A source's dataset and its options. Raises ValueError, as pydantic wants it."""
-    if not source.isidentifier():
-        raise ValueError(f"should call sources by letters, digits and underscores; found '{source}'")
-    name = values.pop("name", None)
-    if name not in registry.datasets.names():
-        raise ValueError(f"should name datasets; {source}: {registry.datasets.unknown(name)}")
-    built, problems = check(registry.datasets.get(name).Options, values, source)
-    if built is None:
-        found = "; ".join(f"{problem.path}: {problem.message}" for problem in problems)
-        raise ValueError(f"should hold what each dataset takes; {found}")
-    return name, built
-
-
-def _plain(name: str, options: AnyOptions) -> dict[str, Any]:
-    return {"name": name, **options.model_dump(mode="json")}

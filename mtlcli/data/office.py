@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ from torch import Tensor
 from mtlcli.data import imagefiles
 from mtlcli.data.augment import DESCRIPTION, Change, augmentation
 from mtlcli.data.base import Dataset, ImageFeatures, MultiTaskData
-from mtlcli.data.imagefiles import Cache, Shape
+from mtlcli.data.imagefiles import Cache, OnError, Shape, Skipped
 from mtlcli.data.sources import Policy, combined
 from mtlcli.errors import MtlError, OptionError
 from mtlcli.options import Options as AnyOptions
@@ -38,6 +39,7 @@ class OfficeOptions(AnyOptions):
     policy: Policy = Field("cycle", description="what happens where the domains have different lengths")
     temperature: float = Field(2.0, ge=1, description="of policy temperature: 1 is proportional to rows")
     split_seed: int = Field(0, ge=0, description="of the splits, where there are no lists of files")
+    on_error: OnError = Field("stop", description="at a picture that cannot be read; skip leaves it out, and counts")
 
 
 class Office(Dataset):
@@ -68,23 +70,28 @@ class Office(Dataset):
 
     def _read(self, domain: str, files: Listed, classes: tuple[str, ...]) -> MultiTaskData:
         shape = Shape(3, *self.options.size)
-        inside = self.options.root.resolve()
+        inside = os.path.realpath(self.options.root)
         for path in files.paths:
-            if not Path(path).resolve().is_relative_to(inside):
-                raise MtlError(f"{path}: is a link to {Path(path).resolve()}, outside of {self.options.root}")
+            if (real := imagefiles.outside(path, inside)) is not None:
+                raise MtlError(
+                    f"{path}: is a link to {real}, outside of {self.options.root}; copy the file into the folder"
+                )
         scanned = imagefiles.scan(files.paths, shape, self.options.cache, self.options.workers)
+        skipped = Skipped(self.options.on_error)
         for row, fault in scanned.faults.items():
-            raise MtlError(f"{files.paths[row]}: {fault}")
+            skipped.add(row, f"{files.paths[row]}: {fault}")
+        rows = skipped.left(files.rows, f"{self.options.root}: {domain}")
         task = Task(domain, "multiclass", num_classes=len(classes), classes=classes)
         features = ImageFeatures(*shape, MEAN, STD)
-        targets = {split: {domain: files.labels[index]} for split, index in files.rows.items()}
+        targets = {split: {domain: files.labels[index]} for split, index in rows.items()}
         meaning = {"dataset": self.name, "task": asdict(task), "features": asdict(features)}
         return MultiTaskData(
             (task,),
             features,
-            imagefiles.splits(files.paths, scanned, files.rows, targets, features, self.options.workers),
-            imagefiles.digest(meaning, scanned, files.rows, targets),
+            imagefiles.splits(files.paths, scanned, rows, targets, features, self.options.workers),
+            imagefiles.digest(meaning, scanned, rows, targets),
             augment=augmentation(self.options.augment) if self.options.augment else None,
+            notes=(skipped.note,) if skipped.note else (),
         )
 
 
@@ -97,6 +104,7 @@ class Office31(Office):
     (`amazon_train.txt`, `amazon_val.txt` and so on, each line `amazon/images/back_pack/frame_0001.jpg 0`), these are
     the splits; else 60, 20 and 20 % of every class, drawn by `split_seed`. Pictures are resized to 224 x 224 and
     normalised as for ImageNet. Every domain passes through the network by itself; shorter ones begin again (`policy`).
+    A picture that cannot be read ends it; `on_error: skip` leaves such pictures out and counts them.
 
     Source: Saenko et al., Adapting Visual Category Models to New Domains, ECCV 2010; multi-task protocol and lists:
     median-research-group/LibMTL, examples/office.
@@ -154,7 +162,7 @@ def _listed(root: Path, domain: str) -> Listed | None:
                 continue
             name, _, label = line.strip().rpartition(" ")
             parts = PurePosixPath(name).parts
-            if not label.isdigit() or len(parts) < 2 or ".." in parts or PurePosixPath(name).is_absolute():
+            if not label.isdigit() or len(parts) < 2 or not imagefiles.below(name):
                 raise MtlError(
                     f"{path}, line {number}: should be a file below {root} and the number of its class, such as "
                     f"`{domain}/back_pack/frame_0001.jpg 0`; found {line[:80]}"
@@ -202,7 +210,8 @@ def _existing(root: Path, domain: str, name: str) -> Path:
     """`root / name`, or the same with the domain's folder as the archives call it."""
     path = root / name
     other = root / name.replace(domain, domain.replace("_", " "), 1)
-    return other if not path.exists() and other.exists() else path
+    # `os.path.exists` says no of a name that is too long, where `Path.exists` raises.
+    return other if not os.path.exists(path) and os.path.exists(other) else path
 
 
 def _classes(listed: Mapping[str, Listed]) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ def combined(found: Mapping[str, MultiTaskData], policy: Policy, temperature: fl
         augment=augment if any(data.augment for data in found.values()) else None,
         notes=tuple(f"{source}: {note}" for source, data in found.items() for note in data.notes),
         columns=tuple(u._replace(column=f"{s}/{u.column}") for s, data in found.items() for u in data.columns),
+        metrics={names[s][task]: chosen for s, data in found.items() for task, chosen in data.metrics.items()},
     )
 
 

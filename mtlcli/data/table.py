@@ -15,12 +15,13 @@ from mtlcli.data.memory import available_mib
 from mtlcli.data.tables.fitted import Fitted
 from mtlcli.data.tables.gather import Gathered, Table, Wanted
 from mtlcli.data.tables.kinds import As
+from mtlcli.data.tables.labels import fitted_target
 from mtlcli.data.tables.options import SPLITS, SplitOptions, TaskOptions
-from mtlcli.data.tables.reader import Faults, Reader, Target
+from mtlcli.data.tables.reader import OF_NEW_FILES, Faults, Reader
 from mtlcli.data.tables.source import ROW, Source
 from mtlcli.data.tables.splits import check_sizes
 from mtlcli.data.tables.stream import streamed
-from mtlcli.errors import MtlError
+from mtlcli.errors import MtlError, how_many
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import datasets
 
@@ -38,11 +39,12 @@ class OwnTable(Dataset):
     categories: a missing one is a category of its own, and one that training rows do not have gets code 0. Dropped are
     texts that are nearly all different, whole numbers that are all different in a column called like an identifier, and
     columns that never change. `mtl check` shows what becomes of every column; `columns` corrects it. What a column of a
-    CSV file holds is judged by up to 100,000 rows spread over the file. All statistics come from the training rows
-    alone.
+    CSV file holds is judged by up to 100,000 rows spread over the file. Where fields are separated by another mark than
+    the comma, numbers may have a decimal comma, and points between thousands; `1,234` is 1.234 then, unless whole
+    numbers stand in the same column. All statistics come from the training rows alone.
 
     Labels: what is empty is not known, and counts for nothing. Two values of a binary task are 0 and 1 in their order,
-    unless `positive` names the second.
+    unless `positive` names the second; words such as No and yes are 0 and 1 by their meaning, however they are spelled.
 
     Splits: random by `seed`, whole keys with `by`, as a `column` says, or with test rows in files of their own
     (`test_path`).
@@ -50,7 +52,9 @@ class OwnTable(Dataset):
     Streams: a table whose rows take more than `memory_mib` is read block by block in every epoch, in an order drawn
     anew, and shuffled within `shuffle_rows` rows. Which split a row belongs to then follows from a hash of the seed
     and its number or key, so that shares hold on average, and medians come from a sample of 100,000 training rows.
-    Two blocks and the shuffled rows are in memory at a time, never all rows.
+    In memory at a time, never all rows: two blocks, each of 65,536 rows or 2,097,152 values at most (or 1,024 rows; of
+    text, 16 MiB), besides what it takes to decode one, for Parquet its row groups; and the rows that are shuffled,
+    `shuffle_rows` x (4 bytes an input, 1 to 4 a label).
 
     Raises MtlError with file and row for a bad value, OptionError for an option that does not fit.
     """
@@ -76,7 +80,9 @@ class OwnTable(Dataset):
         """One pass over the rows; a stream reads them again in every epoch."""
         options, split = self.options, self.options.split
         source = Source.at(options.path, options.missing)
-        test = None if split.test_path is None else Source.at(split.test_path, options.missing)
+        test = None
+        if split.test_path is not None:
+            test = Source.at(split.test_path, options.missing, list(source.decimal_commas))
         most = available_mib() / 2 if options.memory_mib is None else options.memory_mib
         stream = source.decoded_mib > most if options.stream == "auto" else options.stream
         wanted = Wanted(
@@ -122,35 +128,42 @@ class OwnTable(Dataset):
         known = Fitted.of(fitted)
         return MultiTaskData(known.tasks, known.features, {}, known.fingerprint, fitted=fitted)
 
-    def read(self, path: Path, fitted: Mapping[str, Any], labels: bool = True) -> NewRows:
+    def read(
+        self,
+        path: Path,
+        fitted: Mapping[str, Any],
+        labels: bool = True,
+        on_error: str | None = None,
+    ) -> NewRows:
         """All rows of the files at `path`, in order. Other columns than in training are passed over with a note."""
         import polars as pl
 
         known = Fitted.of(fitted)
-        source = Source.at(path, known.missing)
+        source = Source.at(path, known.missing, known.decimal_commas)
         source.require([column.name for column in known.columns], "the training data")
-        targets = [
-            Target(label.name, label.kind, label.column, label.held, tuple(label.classes) or None, label.least)
-            for label in known.labels
-            if labels and label.column in source.types
-        ]
+        targets = [fitted_target(label) for label in known.labels if labels and label.column in source.types]
         reader = Reader(source, {column.name: column.held for column in known.columns}, targets)
-        faults = Faults(self.options.on_error == "skip")
+        faults = Faults((on_error or self.options.on_error) == "skip", OF_NEW_FILES)
         key = known.key if known.key in source.types else None
         parts, rows, carried = [], [], []
+        unseen: dict[str, tuple[int, str | None]] = {}
         for block in source.blocks:
             frame = reader.read(block, faults)
             parts.append(known.encode(frame))
+            for name, (count, example) in known.unseen(frame, parts[-1]).items():
+                before, first = unseen.get(name, (0, None))
+                unseen[name] = before + count, first or example
             rows += (frame[ROW] + 1).to_list()
             if key is not None:
                 whole = source.read(block, [key])
                 carried.append(whole.filter(pl.col(ROW).is_in(frame[ROW].implode()))[key])
         if not rows:
-            raise MtlError(f"{source.files[0]}: has no row that can be used")
+            raise MtlError(f"{source.files[0]}: has no row that can be used{f': {faults.note}' if faults.note else ''}")
         used = {column.name for column in known.columns} | {label.column for label in known.labels} | {*known.ignored}
         extra = [name for name in source.types if name not in used and name != known.key]
         notes = [f"columns that training did not have are passed over: {', '.join(extra)}"] if extra else []
         notes += [faults.note] if faults.note else []
+        notes += [_unseen(name, count, len(rows), example) for name, (count, example) in unseen.items()]
         return NewRows(
             files=source.files,
             split=_split(parts),
@@ -159,7 +172,17 @@ class OwnTable(Dataset):
             labels=tuple(target.task for target in targets),
             carried={} if key is None else {key: pl.concat(carried).to_list()},
             notes=tuple(notes),
+            classes={label.name: label.values for label in known.labels},
         )
+
+
+def _unseen(column: str, count: int, rows: int, example: str | None) -> str:
+    """What to tell of rows with categories that are new."""
+    hold, values = ("holds", "a value") if count == 1 else ("hold", "values")
+    what = f"{values} that training did not have (such as '{example}')"
+    if example is None:
+        what = "no value, as no training row did"
+    return f"column '{column}': {count:,} of {how_many(rows, 'row')} {hold} {what}"
 
 
 def _resident(found: Gathered, fitted: Fitted) -> dict[str, Split]:

@@ -87,9 +87,7 @@ def evaluate_run(run: Run, split: str, checkpoint: str, device: str) -> dict[str
     }
 
 
-def evaluate_file(
-    run: Run, path: Path, checkpoint: str, device: str, on_error: str | None = None
-) -> dict[str, Any]:
+def evaluate_file(run: Run, path: Path, checkpoint: str, device: str, on_error: str | None = None) -> dict[str, Any]:
     """Score a new file with one of the run's checkpoints. The data that the run was trained on are not read."""
     prepared, clock, rows = new_rows(run, path, checkpoint, device, labels=True, on_error=on_error)
     if not rows.labels:

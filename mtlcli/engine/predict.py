@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,9 @@ WRITERS: dict[str, Callable[[pl.DataFrame, io.BytesIO], Any]] = {
 }
 
 
-def predict_file(run: Run, path: Path, out: Path, checkpoint: str, device: str) -> dict[str, Any]:
+def predict_file(
+    run: Run, path: Path, out: Path, checkpoint: str, device: str, on_error: str | None = None
+) -> dict[str, Any]:
     """Write the predictions of all tasks for the rows of `path` to `out`, in their order, and describe them.
 
     Columns, by task: NAME.probability and NAME.class (binary), NAME.class and NAME.probability.CLASS (multiclass),
@@ -43,7 +45,7 @@ def predict_file(run: Run, path: Path, out: Path, checkpoint: str, device: str) 
         raise MtlError(f"--out {out}: should end in one of {', '.join(WRITERS)}{hint}")
     if out.is_dir():
         raise MtlError(f"--out {out}: is a folder; name a file")
-    prepared, clock, rows = new_rows(run, path, checkpoint, device, labels=False)
+    prepared, clock, rows = new_rows(run, path, checkpoint, device, labels=False, on_error=on_error)
     if any(out.resolve() == file.resolve() for file in rows.files):
         raise MtlError(f"--out {out}: is the file that is read; name another one")
     tasks = prepared.data.tasks
@@ -51,7 +53,7 @@ def predict_file(run: Run, path: Path, out: Path, checkpoint: str, device: str) 
     columns: dict[str, Any] = dict(rows.carried)
     if rows.left_out:
         columns["row"] = rows.rows
-    by_task = {task.name: readable(task, found[task.name][0].cpu()) for task in tasks}
+    by_task = {task.name: readable(task, found[task.name][0].cpu(), rows.classes.get(task.name)) for task in tasks}
     for values in by_task.values():
         columns |= values
     with disk_errors(out, MtlError):
@@ -77,12 +79,16 @@ def predict_file(run: Run, path: Path, out: Path, checkpoint: str, device: str) 
     }
 
 
-def readable(task: Task, prediction: Tensor) -> dict[str, Any]:
-    """Columns of a task from its raw predictions: probabilities and classes, or values in its unit."""
+def readable(task: Task, prediction: Tensor, classes: Sequence[Any] | None = None) -> dict[str, Any]:
+    """Columns of a task from its raw predictions: probabilities and classes, or values in its unit.
+
+    `classes`: those of the task as its training files hold them, so that predictions can be compared with labels; as
+    text by default.
+    """
+    classes = task.classes if classes is None else classes
     prediction = prediction.double()
     if task.kind == "regression":
         return {f"{task.name}.prediction": task.in_unit(prediction).numpy()}
-    classes = [_class(name, task.classes) for name in task.classes]
     if task.kind == "binary":
         positive = (prediction > 0).long().tolist()
         return {
@@ -95,8 +101,3 @@ def readable(task: Task, prediction: Tensor) -> dict[str, Any]:
         f"{task.name}.class": [classes[c] for c in chosen],
         **{f"{task.name}.probability.{name}": probabilities[:, c] for c, name in enumerate(task.classes)},
     }
-
-
-def _class(name: str, classes: tuple[str, ...]) -> str | int:
-    """A class as it stood in the data: a whole number where all classes are."""
-    return int(name) if all(other.removeprefix("-").isdecimal() for other in classes) else name

@@ -18,7 +18,7 @@ from mtlcli.engine.step import Step
 from mtlcli.errors import MtlError, OptionError, did_you_mean
 from mtlcli.models.base import Encoder, MTLModel
 from mtlcli.models.heads import build_head
-from mtlcli.models.sources import SourcesEncoder
+from mtlcli.models.sources import SourcesEncoder, check_reads
 from mtlcli.recipe import Recipe
 from mtlcli.weighting.base import GradientWeighting, LossWeighting
 
@@ -84,23 +84,12 @@ def prepare(recipe: Recipe, device: torch.device, fitted: Mapping[str, Any] | No
     """
     data = load_data(recipe) if fitted is None else _chosen(recipe, dataset(recipe).restore(fitted))
     with placed(recipe, "model.encoder"):
-        encoder_class = registry.encoders.get(recipe.encoder.name)
-        for features in data.features.sources.values() if isinstance(data.features, JointFeatures) else [data.features]:
-            if not isinstance(features, encoder_class.reads):
-                raise OptionError("name", _wrong_encoder(recipe.encoder.name, features))
-
-        def encoder_for(features: Features) -> Encoder:
-            return encoder_class(recipe.encoder.options, features)
-
-        def make_encoder() -> Encoder:
-            if isinstance(data.features, JointFeatures):
-                return SourcesEncoder(encoder_for, data.features)
-            return encoder_for(data.features)
-
-        torch.manual_seed(recipe.train.seed)
-        with placed(recipe, "model.trunk"):
-            trunk_class = registry.trunks.get(recipe.trunk.name)
-            trunk = trunk_class(recipe.trunk.options, make_encoder, tuple(task.name for task in data.tasks))
+        check_reads(recipe.encoder.name, data.features)
+    torch.manual_seed(recipe.train.seed)
+    with placed(recipe, "model.trunk"):
+        trunk_class = registry.trunks.get(recipe.trunk.name)
+        names = tuple(task.name for task in data.tasks)
+        trunk = trunk_class(recipe.trunk.options, lambda: _encoder(recipe, data.features), names)
     heads: dict[str, nn.Module] = {t.name: build_head(t, trunk.out_features, recipe.heads) for t in data.tasks}
     model = MTLModel(trunk, heads).to(device)
     plain = model
@@ -192,13 +181,12 @@ def scale_warning(losses: dict[str, float]) -> str | None:
     )
 
 
-def _wrong_encoder(name: str, features: Features) -> str:
-    kind = type(features)
-    able = [other for other in registry.encoders.names() if issubclass(kind, registry.encoders.get(other).reads)]
-    return (
-        f"'{name}' reads {registry.encoders.get(name).reads.__name__}, and these data give {kind.__name__}; "
-        f"encoders for them: {', '.join(able) or 'none is registered'}"
-    )
+def _encoder(recipe: Recipe, features: Features) -> Encoder:
+    cls = registry.encoders.get(recipe.encoder.name)
+    with placed(recipe, "model.encoder"):
+        if isinstance(features, JointFeatures) and not issubclass(cls.reads, JointFeatures):
+            return SourcesEncoder(lambda of: cls(recipe.encoder.options, of), features)
+        return cls(recipe.encoder.options, features)
 
 
 def _metrics(recipe: Recipe, data: MultiTaskData) -> dict[str, tuple[str, ...]]:
@@ -209,7 +197,7 @@ def _metrics(recipe: Recipe, data: MultiTaskData) -> dict[str, tuple[str, ...]]:
             raise recipe.error(f"metrics.{name}", f"no task '{name}'{hint}; there are: {', '.join(tasks)}")
     chosen = {}
     for name, task in tasks.items():
-        chosen[name] = tuple(recipe.metrics.get(name) or metrics.default(task.kind))
+        chosen[name] = tuple(recipe.metrics.get(name) or data.metrics.get(name) or metrics.default(task.kind))
         try:
             metrics.check(task, chosen[name])
         except MtlError as error:

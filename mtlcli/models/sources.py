@@ -1,4 +1,4 @@
-"""One encoder for several sources of rows."""
+"""Encoders of several sources of rows: which can read them, and one for all of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,40 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from mtlcli import registry
 from mtlcli.data.base import Features, ImageFeatures, Inputs, JointFeatures
+from mtlcli.errors import OptionError
 from mtlcli.models.base import Encoder
+
+
+def check_reads(name: str, features: Features) -> None:
+    """Raise OptionError about `name` where this encoder cannot read `features`, with the encoders that can."""
+    reads = registry.encoders.get(name).reads
+    if isinstance(features, reads):
+        return
+    if not isinstance(features, JointFeatures):
+        raise OptionError(
+            "name",
+            f"'{name}' reads {reads.__name__}, and these data give {type(features).__name__}; encoders for them: "
+            f"{', '.join(_able(type(features))) or 'none is registered'}",
+        )
+    kinds = {source: type(kind) for source, kind in features.sources.items()}
+    if len(set(kinds.values())) == 1:
+        check_reads(name, next(iter(features.sources.values())))
+    elif not all(issubclass(kind, reads) for kind in kinds.values()):
+        given = ", ".join(f"'{source}' gives {kind.__name__}" for source, kind in kinds.items())
+        each = ", ".join(f"{source}: {{name: {', '.join(_able(kind)[:1])}}}" for source, kind in kinds.items())
+        (joint, *_) = (other for other in _able(JointFeatures) if registry.encoders.get(other).reads is JointFeatures)
+        raise OptionError(
+            "name",
+            f"'{name}' reads {reads.__name__}, and not every source gives them: {given}; give each source an encoder: "
+            f"{{name: {joint}, sources: {{{each}}}}}",
+        )
+
+
+def _able(kind: type[Features]) -> list[str]:
+    """Encoders that read this kind of inputs."""
+    return [name for name in registry.encoders.names() if issubclass(kind, registry.encoders.get(name).reads)]
 
 
 class SourcesEncoder(Encoder):
@@ -35,8 +67,7 @@ class SourcesEncoder(Encoder):
                 if not isinstance(features.sources[source], ImageFeatures):
                     layers.append(nn.Linear(each.stem_features, encoder.stem_features))
                 stages[source] = nn.Sequential(*layers)
-            stem = OwnStages(nn.ModuleDict(stages), {source: source for source in stages})
-            stem.tasks = dict(features.tasks)
+            stem = OwnStages(nn.ModuleDict(stages), {source: source for source in stages}, features.tasks)
         self.stages = nn.ModuleList([stem, *encoder.stages[1:]])
         self.stem_features, self.out_features = encoder.stem_features, encoder.out_features
 
@@ -47,12 +78,14 @@ class OwnStages(nn.Module):
     Args:
         stages: by key.
         keys: of every source.
+        tasks: by key, the tasks that alone reach the stage; none where it is everyone's.
     """
 
-    def __init__(self, stages: nn.ModuleDict, keys: Mapping[str, str]) -> None:
+    def __init__(
+        self, stages: nn.ModuleDict, keys: Mapping[str, str], tasks: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
         super().__init__()
-        self.stages, self._keys = stages, dict(keys)
-        self.tasks: dict[str, tuple[str, ...]] = {}  # by key, the tasks that alone reach the stage
+        self.stages, self._keys, self.tasks = stages, dict(keys), dict(tasks or {})
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Whatever the source's stage gives."""

@@ -83,6 +83,30 @@ def test_a_split_column_and_a_name_that_torch_takes(mtl: Mtl) -> None:
     assert json.loads(mtl("check", "r.yaml", "--json").out)["rows"] == {"train": 100, "val": 100, "test": 100}
 
 
+def test_columns_that_decide_the_split_are_no_features(mtl: Mtl) -> None:
+    assert mtl("init", "--from", "my.csv", *TASKS, "r.yaml").code == 0
+    about = [line.split() for line in Path("r.yaml").read_text().splitlines() if line.startswith("  #   ")]
+    kinds = {words[1]: words[2] for words in about if len(words) > 2}
+    assert kinds["client_id"] == "key"
+    assert (kinds["city"], kinds["x"], kinds["churn"]) == ("categorical", "numeric", "label")
+    pl.read_csv("my.csv").with_columns(fold=pl.Series(["train", "val", "test"] * 100)).write_csv("my.csv")
+    assert mtl("init", "--from", "my.csv", *TASKS, "r.yaml", "--force").code == 0
+    (line,) = (line for line in Path("r.yaml").read_text().splitlines() if line.split()[:2] == ["#", "fold"])
+    assert line.split()[2:] == ["split", "says", "train,", "val", "or", "test"]
+
+
+def test_a_decimal_comma_is_seen(mtl: Mtl) -> None:
+    text = pl.read_csv("my.csv").select("x", "churn", "spend").write_csv(separator=";").replace(".", ",")
+    Path("euro.csv").write_text(text)
+    assert mtl("init", "--from", "euro.csv", *TASKS, "r.yaml").code == 0
+    (line,) = (line for line in Path("r.yaml").read_text().splitlines() if line.split()[:2] == ["#", "x"])
+    assert line.split()[2] == "numeric"
+    assert line.endswith("; decimal commas")
+    assert {"column": "spend", "used_as": "label", "detail": "of spend; decimal commas"} in json.loads(
+        mtl("check", "r.yaml", "--json").out
+    )["columns"]
+
+
 def test_paths_are_taken_from_the_recipe(mtl: Mtl) -> None:
     assert mtl("init", "--from", "my.csv", *TASKS, "recipes/mine/recipe.yaml").code == 0
     assert "path: ../../my.csv" in Path("recipes/mine/recipe.yaml").read_text()

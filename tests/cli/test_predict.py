@@ -242,6 +242,63 @@ def test_bad_rows_that_are_left_out_are_told_apart(mtl: Mtl) -> None:
     assert pl.read_csv("p.csv")["row"].to_list() == [row for row in range(1, 51) if row not in (7, 9)]
 
 
+@pytest.mark.usefixtures("at")
+def test_bad_rows_can_be_left_out_of_a_finished_run(mtl: Mtl) -> None:
+    lines = Path("new.csv").read_text().splitlines()
+    lines[4] = "1,abc,Bern,yes,A,3"
+    lines[11] = "1,0.5,Rome,maybe,A,3"
+    Path("new.csv").write_text("\n".join(lines))
+    for command in (["predict", "run", "new.csv", "--out", "p.csv"], ["eval", "run", "--data", "new.csv"]):
+        done = mtl(*command)
+        assert done.code == 2
+        assert "row 4 (line 5)" in done.err
+        assert "correct it, or leave such rows out with --on-error skip" in done.err
+        assert "data." not in done.err
+    done = mtl("predict", "run", "new.csv", "--out", "p.csv", "--on-error", "skip")
+    assert done.code == 0, done.err
+    assert "1 bad row was left out (--on-error skip)" in done.out
+    assert "column 'city': 1 of 49 rows holds a value that training did not have (such as 'Rome')" in done.out
+    assert pl.read_csv("p.csv")["row"].to_list() == [row for row in range(1, 51) if row != 4]
+    done = mtl("eval", "run", "--data", "new.csv", "--on-error", "skip")
+    assert "2 bad rows were left out" in done.out
+    values = json.loads(mtl("eval", "run", "--data", "new.csv", "--on-error", "skip", "--json").out)
+    assert (values["rows"], values["left_out"]) == (48, 2)
+    assert "one with --data" in mtl("eval", "run", "--on-error", "skip").err
+
+
+CLASSES: dict[str, tuple[str, list[Any], str]] = {
+    "codes": ("multiclass", ["01", "1", "0010"], "parquet"),
+    "codes of a csv": ("multiclass", ["03", "04", "11"], "csv"),
+    "numbers": ("multiclass", [3, -1, 2**60 + 1], "parquet"),
+    "fractions": ("multiclass", [0.5, 1.0, 2.5], "parquet"),
+    "truth": ("binary", [True, False], "parquet"),
+    "truth of several": ("multiclass", [True, False], "parquet"),
+    "words": ("binary", ["No", "Yes"], "parquet"),
+    "zero and one": ("binary", [0, 1], "csv"),
+}
+
+
+@pytest.mark.parametrize("case", CLASSES)
+def test_classes_come_back_as_they_stood(mtl: Mtl, case: str) -> None:
+    """So that predictions can be set beside labels."""
+    kind, values, suffix = CLASSES[case]
+    rng = np.random.default_rng(0)
+    place = rng.integers(0, len(values), 240)
+    frame = pl.DataFrame({"x": place + 0.01 * rng.standard_normal(240), "z": pl.Series([values[i] for i in place])})
+    frame.write_csv("t.csv") if suffix == "csv" else frame.write_parquet("t.parquet")
+    Path("r.yaml").write_text(
+        f"data: {{name: table, path: t.{suffix}, tasks: {{z: {{kind: {kind}}}}}, batch_size: 16}}\n"
+        "model: {encoder: {name: mlp, widths: [16]}}\ntrain: {epochs: 1}\n"
+    )
+    assert mtl("train", "r.yaml", "--out", "run", "--quiet").code == 0
+    assert mtl("predict", "run", f"t.{suffix}", "--out", "p.parquet").code == 0
+    found = pl.read_parquet("p.parquet")["z.class"]
+    assert set(found.to_list()) <= set(values)
+    assert {type(value) for value in found} == {type(values[0])}
+    if suffix == "parquet":
+        assert found.dtype == frame["z"].dtype
+
+
 def test_runs_on_other_data_have_nothing_to_read_files_with(mtl: Mtl) -> None:
     assert mtl("train", "toy.yaml", "--out", "toy").code == 0
     assert not Path("toy/preprocessing.json").exists()

@@ -1,9 +1,16 @@
+import re
+from dataclasses import asdict
+
 import pytest
 import torch
 from PIL import Image
 
+from mtlcli import published
+from mtlcli import recipe as recipes
 from mtlcli.data.celeba import CelebA
+from mtlcli.data.sources import combined
 from mtlcli.engine.evaluate import evaluate
+from mtlcli.engine.prepare import prepare
 from mtlcli.errors import MtlError, OptionError
 from mtlcli.registry import datasets
 
@@ -95,6 +102,50 @@ def test_a_broken_picture_is_told(root):
         load(root)
 
 
+def test_broken_pictures_are_left_out_where_that_is_asked(root):
+    whole = load(root)
+    path = root / "celeba" / "img_align_celeba" / "000003.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    data = load(root, on_error="skip")
+    (note,) = data.notes
+    assert re.match(r"1 row without a usable picture was left out .*line 5: .*000003\.jpg: cannot be read", note)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 2, "val": 2, "test": 1}
+    (batch,) = data.splits["train"].batches(10)
+    assert batch.inputs["image"][:, 0, 5, 5].tolist() == pytest.approx([0, 160], abs=3)
+    assert batch.targets["bald"].tolist() == [1, 1]
+    assert data.fingerprint != whole.fingerprint
+    (root / "celeba" / "img_align_celeba" / "000002.jpg").unlink()
+    with pytest.raises(MtlError, match=r"celeba: should have a picture that can be read in the split 'test'; 2 rows"):
+        load(root, on_error="skip")
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_a_link_out_of_the_folder_is_refused(root, on_error):
+    path = root / "celeba" / "img_align_celeba" / "000003.jpg"
+    path.rename(root / "elsewhere.jpg")
+    path.symlink_to(root / "elsewhere.jpg")
+    with pytest.raises(MtlError, match=r"line 5: .*000003\.jpg is a link to .*elsewhere\.jpg, outside of .*img_align"):
+        load(root, on_error=on_error)
+    path.unlink()
+    path.symlink_to(path.with_name("000001.jpg"))
+    assert len(load(root).splits["train"]) == 3
+
+
+def test_the_folder_of_pictures_may_itself_be_a_link(root):
+    folder = root / "celeba" / "img_align_celeba"
+    folder.rename(root / "pictures")
+    folder.symlink_to(root / "pictures")
+    assert len(load(root).splits["train"]) == 3
+
+
+def test_links_in_a_circle_are_a_broken_picture(root):
+    path = root / "celeba" / "img_align_celeba" / "000003.jpg"
+    path.unlink()
+    path.symlink_to(path.name)
+    with pytest.raises(MtlError, match=r"line 5: .*000003\.jpg: cannot be read: .*levels of symbolic links"):
+        load(root)
+
+
 def test_no_name_leads_out_of_the_folder(root):
     path = root / "celeba" / "list_attr_celeba.txt"
     path.write_text(path.read_text().replace("000003.jpg", "../../x.jpg"))
@@ -118,13 +169,59 @@ def test_download_says_what_failed(tmp_path, monkeypatch):
         load(tmp_path, download=True)
 
 
+def prepared(root, **sections):
+    data = {"name": "celeba", "root": str(root), "workers": 0, "size": [16, 16], "batch_size": 2}
+    model = {"encoder": {"name": "cnn", "channels": [4], "hidden": 8, "grid": 1}}
+    return prepare(recipes.from_values({"data": data, "model": model, **sections}, "celeba"), torch.device("cpu"))
+
+
+def test_f1_is_the_metric_unless_a_recipe_says_otherwise(root):
+    made = prepared(root, train={"select_by": "young.f1"})
+    assert made.metrics == {name.lower(): ("f1",) for name in NAMES}
+    assert prepared(root, metrics={"young": ["auroc"]}).metrics["young"] == ("auroc",)
+    with pytest.raises(MtlError, match=r"train\.select_by: no 'young\.auroc'"):
+        prepared(root, train={"select_by": "young.auroc"})
+    assert prepared(root).data.select(("bald",)).metrics["bald"] == ("f1",)
+
+
+def test_metrics_of_a_source_are_those_of_its_tasks(root):
+    one = load(root)
+    both = combined({"a": one, "b": one.select(("young",))}, "cycle", 2.0)
+    assert both.metrics["a_bald"] == both.metrics["b"] == ("f1",)
+
+
+def test_metrics_are_no_part_of_the_fingerprint(root):
+    """Runs of before they were declared stay comparable."""
+    data = load(root)
+    assert all("metrics" not in asdict(task) for task in data.tasks)
+
+
+class Ones(torch.nn.Module):
+    """Says yes to everything."""
+
+    def __init__(self, tasks):
+        super().__init__()
+        self.tasks = tasks
+
+    def forward(self, inputs):
+        ones = torch.ones(len(inputs["image"]))
+        return {task.name: ones for task in self.tasks}, ()
+
+
+def test_names_and_units_are_those_of_the_published_table(root):
+    data = load(root)
+    scores = evaluate(Ones(data.tasks), data.tasks, data.splits["train"], data.metrics)
+    ours = {
+        task: {
+            name: {"unit": score.unit, "higher_is_better": score.higher_is_better} for name, score in of.metrics.items()
+        }
+        for task, of in scores.items()
+    }
+    found = published.match(published.get("celeba"), ours)
+    assert found.factors.keys() == {(name.lower(), "f1") for name in NAMES}
+
+
 def test_f1_is_scored(root):
     data = load(root)
-
-    class Model(torch.nn.Module):
-        def forward(self, inputs):
-            ones = torch.ones(len(inputs["image"]))
-            return {task.name: ones for task in data.tasks}, ()
-
-    scores = evaluate(Model(), data.tasks, data.splits["train"], {task.name: ("f1",) for task in data.tasks})
+    scores = evaluate(Ones(data.tasks), data.tasks, data.splits["train"], data.metrics)
     assert scores["bald"].metrics["f1"].value == pytest.approx(0.8)

@@ -1,6 +1,9 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -241,6 +244,54 @@ def test_rows_without_a_picture_are_counted(folder, table, cache):
     assert data.splits["train"].labelled(data.tasks[0]) == 19
 
 
+def without(folder, rows):
+    for n in rows:
+        (folder / "pictures" / "sub" / f"{n:02d}.png").unlink()
+
+
+def test_labels_of_rows_that_are_left_out_do_not_count(folder):
+    """Neither in mean and scale, nor in class weights, nor for what is known of the classes."""
+    train = [n for n in range(COUNT) if n % 5 < 3]
+    without(folder, [n for n in train if n > 25 or n % 3 == 2])
+    left = [n for n in train if n <= 25 and n % 3 < 2]
+    tasks = {**TASKS, "kind": {"kind": "multiclass", "class_weights": "balanced"}}
+    data = load(folder, on_error="skip", tasks=tasks)
+    kind, _, level = data.tasks
+    known = np.array([n for n in left if n != 7], float)
+    assert (level.mean, level.scale) == pytest.approx((known.mean(), known.std()))
+    assert data.splits["train"].targets["level"].nanmean().item() == pytest.approx(0, abs=1e-6)
+    counts = [sum(n % 3 == c for n in left) for c in range(3)]
+    assert counts[2] == 0
+    assert kind.class_weights == pytest.approx([len(left) / (3 * max(1, count)) for count in counts])
+    assert any("no training row has the class owl" in note for note in data.notes)
+
+
+def test_one_class_among_the_rows_that_are_left_is_told(folder):
+    without(folder, [n for n in range(COUNT // 2, COUNT) if n % 5 < 3])
+    with pytest.raises(OptionError, match=r"every training row has the label '0' \(column 'bright'\)"):
+        load(folder, on_error="skip")
+
+
+def odd(folder, table, kind):
+    """A name in row 4 that the system refuses, and what it says."""
+    if kind == "loop":
+        os.symlink("loop.png", folder / "pictures" / "loop.png")
+        rewrite(folder, table, file={3: "loop.png"})
+        return "Too many levels of symbolic links"
+    rewrite(folder, table, file={3: "x" * 300 + ".png"})
+    return "File name too long"
+
+
+@pytest.mark.parametrize("kind", ["loop", "long"])
+def test_a_name_that_the_system_refuses_is_a_fault_of_its_row(folder, table, kind):
+    reason = odd(folder, table, kind)
+    with pytest.raises(MtlError, match=rf"labels\.csv, row 4 \(line 5\): .*cannot be read: {reason}; .*on_error: skip"):
+        load(folder)
+    data = load(folder, on_error="skip")
+    assert len(data.splits["val"]) == 7
+    assert data.notes[0].startswith("1 row without a usable picture was left out (data.on_error: skip): ")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -397,3 +448,18 @@ def test_augmentation_is_for_training_alone(folder, tmp_path):
     # The same draws for the same rows, wherever the pictures are kept.
     assert results[0]["tasks"] == results[1]["tasks"]
     assert results[0]["fingerprint"] == results[1]["fingerprint"]
+
+
+def test_a_program_that_fails_beside_its_workers_ends(tmp_path: Path) -> None:
+    """They ignore the signal that ends them, so that a batch in work is finished; nobody is to wait for them then."""
+    for n in range(40):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{n}.png")
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "from mtlcli.data.imagefiles import Files, Shape, run\n"
+        "paths = sorted(map(str, Path(sys.argv[1]).glob('*.png')))\n"
+        "kept = run(Files(paths, Shape(3, 8, 8), True), [[n] for n in range(40)], 2)\n"
+        "next(kept)\nraise SystemExit(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (3, "")

@@ -100,6 +100,34 @@ def test_what_is_missing_is_said(root: Path, tmp_path: Path) -> None:
     with pytest.raises(MtlError, match=r"mug/3\.png: is a link to .*outside\.png, outside of"):
         load(root)
     broken.unlink()
-    broken.write_bytes(b"no picture")
-    with pytest.raises(MtlError, match=r"mug/3\.png: cannot be read"):
+    broken.symlink_to(broken.name)
+    with pytest.raises(MtlError, match=r"mug/3\.png: cannot be read: .*levels of symbolic links"):
         load(root)
+    broken.unlink()
+    broken.write_bytes(b"no picture")
+    with pytest.raises(MtlError, match=r"mug/3\.png: cannot be read: .*; .*data\.on_error: skip"):
+        load(root)
+
+
+def test_pictures_that_cannot_be_read_are_left_out_where_that_is_asked(root: Path) -> None:
+    for n in (3, 5):
+        (root / "dslr" / "images" / "mug" / f"{n}.png").write_bytes(b"no picture")
+    (root / "webcam" / "images" / "mug" / "0.png").write_bytes(b"no picture")
+    data = load(root, on_error="skip")
+    dslr, webcam = data.notes
+    assert dslr.startswith("dslr: 2 rows without a usable picture were left out (data.on_error: skip): ")
+    assert webcam.startswith("webcam: 1 row without a usable picture was left out (data.on_error: skip): ")
+    everything = {d: list(chain(*(seen(data, split)[d] for split in ("train", "val", "test")))) for d in DOMAINS}
+    assert {domain: len(rows) for domain, rows in everything.items()} == {"amazon": 15, "dslr": 13, "webcam": 14}
+    # What is left keeps its label.
+    assert all(label == int(value >= 100) for value, label in everything["dslr"])
+
+
+def test_a_name_in_a_list_that_is_too_long_is_a_broken_picture(root: Path) -> None:
+    for domain in DOMAINS:
+        for n, split in enumerate(("train", "val", "test")):
+            (root / f"{domain}_{split}.txt").write_text(f"{domain}/images/mug/{n}.png 0\n")
+    (root / "dslr_train.txt").write_text(f"dslr/images/mug/{'x' * 300}.png 0\ndslr/images/mug/4.png 0\n")
+    with pytest.raises(MtlError, match=r"xxx\.png: cannot be read: .*name too long"):
+        load(root)
+    assert len(load(root, on_error="skip").splits["train"]) == 3

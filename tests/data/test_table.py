@@ -272,6 +272,58 @@ def test_binary_labels_of_every_type(tmp_path: Path) -> None:
         assert any("counts as 1" in note for note in data.notes) == (classes in (("1", "2"), ("a", "b")))
 
 
+@pytest.mark.parametrize(
+    ("values", "classes", "told"),
+    [
+        (["Yes", "no"], ("no", "Yes"), False),
+        (["Y", "n", "Y", "y"], ("n", "Y"), False),
+        (["NO", "No", "no", "yes", "NO"], ("NO", "yes"), False),
+        (["TRUE", "False"], ("false", "true"), False),
+        (["T", "f"], ("f", "T"), False),
+        (["Yes", "Maybe"], ("Maybe", "Yes"), True),
+        (["f", "m"], ("f", "m"), True),  # not false
+    ],
+    ids=str,
+)
+def test_words_for_true_and_false_are_two_classes(
+    tmp_path: Path, values: list[str], classes: tuple[str, ...], told: bool
+) -> None:
+    y = [values[i * 7 % 11 % len(values)] for i in range(110)]
+    pl.DataFrame({"x": [float(i) for i in range(110)], "y": y}).write_parquet(tmp_path / "t.parquet")
+    table = dataset(tmp_path / "t.parquet", tasks=Y)
+    data = table.load()
+    assert data.tasks[0].classes == classes
+    assert any("counts as 1" in note for note in data.notes) == told
+    new = table.read(tmp_path / "t.parquet", json.loads(json.dumps(data.fitted))).split.targets["y"]
+    assert new.tolist() == [int(value.lower() == classes[1].lower()) for value in y]
+
+
+def test_other_spellings_of_truth_in_new_files(tmp_path: Path) -> None:
+    text = "x,y\n" + "".join(f"{i},{'Yes' if i % 3 else 'No'}\n" for i in range(60))
+    told = dataset(csv(tmp_path, text), tasks={"y": {"kind": "binary", "positive": "no"}})
+    data = told.load()
+    assert data.tasks[0].classes == ("Yes", "No")
+    for values in (["yes", "NO"], [True, False], [1, 0]):
+        pl.DataFrame({"x": [1, 2], "y": values}).write_parquet(tmp_path / "new.parquet")
+        assert told.read(tmp_path / "new.parquet", data.fitted).split.targets["y"].tolist() == [0, 1]
+    named = load(csv(tmp_path, text), tasks={"y": {"kind": "binary", "classes": ["YES", "NO"]}})
+    assert named.tasks[0].classes == ("YES", "NO")
+    with pytest.raises(OptionError, match="no row of the column 'y' holds 'maybe'; there are: No, Yes"):
+        load(csv(tmp_path, text), tasks={"y": {"kind": "binary", "positive": "maybe"}})
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_whole_numbers_as_classes_are_told_apart_however_large(tmp_path: Path, suffix: str) -> None:
+    largest = [2**60, 2**60 + 1, 2**60 + 2, 7]
+    frame = pl.DataFrame({"x": [float(i) for i in range(80)], "y": [largest[i % 4] for i in range(80)]})
+    path = tmp_path / f"t.{suffix}"
+    frame.write_csv(path) if suffix == "csv" else frame.write_parquet(path)
+    told = dataset(path, tasks={"y": {"kind": "multiclass"}})
+    data = told.load()
+    assert data.tasks[0].classes == ("7", str(2**60), str(2**60 + 1), str(2**60 + 2))
+    assert told.read(path, data.fitted).split.targets["y"].tolist() == [1, 2, 3, 0] * 20
+
+
 # -- splits ------------------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +396,22 @@ def test_few_rows_still_fill_every_split(tmp_path: Path, rows: int) -> None:
         assert sum(sizes.values()) == rows
 
 
+def test_what_a_key_decides_is_said_as_it_is(tmp_path: Path) -> None:
+    text = "uid,s,x,y\n" + "".join(f"u{i % 9},{['train', 'test', 'val'][i % 3]},{i},{i % 2}\n" for i in range(90))
+    no_val = text.replace(",val,", ",test,")
+
+    def key(text: str, **split: Any) -> str:
+        data = load(csv(tmp_path, text), tasks=Y, split={"by": "uid", **split})
+        return next(use.detail for use in data.columns if use.used_as == "key")
+
+    assert key(text) == "all rows of a key come into the same split"
+    assert key(text, column="s") == "the column 's' says which split a row is in"
+    assert key(no_val, column="s").endswith("; between train and val, all rows of a key stay together")
+    csv(tmp_path, text, "test.csv")
+    own = key(text, test_path=str(tmp_path / "test.csv"))
+    assert own == "between train and val, all rows of a key stay together"
+
+
 # -- new files ---------------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +463,39 @@ def test_a_new_file_that_does_not_fit(tmp_path: Path, change: Any, message: str)
     change(frame).write_parquet(tmp_path / "new.parquet")
     with pytest.raises(MtlError, match=message):
         told.read(tmp_path / "new.parquet", fitted)
+
+
+def test_categories_that_training_did_not_have_are_told(tmp_path: Path) -> None:
+    told = dataset(csv(tmp_path, lines(90)), tasks=Y)
+    fitted = told.load().fitted
+    for text, note in (
+        (
+            lines(30, r3="1,zebra,0", r9="1,yak,1"),
+            "2 of 30 rows hold values that training did not have (such as 'zebra')",
+        ),
+        (lines(30, r3="1,zebra,0"), "1 of 30 rows holds a value that training did not have (such as 'zebra')"),
+        (lines(30, r3="1,,0"), "1 of 30 rows holds no value, as no training row did"),
+    ):
+        notes = told.read(csv(tmp_path, text, "new.csv"), fitted).notes
+        assert notes == (f"column 'c': {note}",)
+    assert told.read(csv(tmp_path, lines(30), "new.csv"), fitted).notes == ()
+
+
+def test_bad_rows_of_a_new_file(tmp_path: Path) -> None:
+    told = dataset(csv(tmp_path, lines(90)), tasks=Y)
+    fitted = told.load().fitted
+    new = csv(tmp_path, lines(30, r3="oops,a,0", r9="1,b", r12="4,c,?"), "new.csv")
+    for labels in (True, False):
+        with pytest.raises(MtlError, match="correct it, or leave such rows out with --on-error skip") as caught:
+            told.read(new, fitted, labels)
+        assert "data." not in str(caught.value)
+    rows = told.read(new, fitted, on_error="skip")
+    assert (rows.left_out, len(rows.rows)) == (3, 27)
+    assert rows.notes[0].startswith("3 bad rows were left out (--on-error skip): ")
+    skipping = dataset(csv(tmp_path, lines(90)), tasks=Y, on_error="skip")
+    assert skipping.read(new, fitted, labels=False).left_out == 2
+    with pytest.raises(MtlError, match=r"new\.csv, row 9"):
+        skipping.read(new, fitted, on_error="stop")
 
 
 def test_damaged_preprocessing(tmp_path: Path) -> None:

@@ -13,6 +13,33 @@ from mtlcli.errors import MtlError
 from mtlcli.models.base import Encoder
 
 
+@pytest.mark.parametrize("trunk", mtlcli.trunks.names())
+@pytest.mark.parametrize(
+    ("encoder", "place"),
+    [
+        ({"name": "resnet18", "weights": "none.pth"}, r"weights: no such file"),
+        ({"name": "cnn", "channels": [4] * 9}, r"channels: 9 blocks halve"),
+    ],
+)
+def test_what_is_wrong_with_an_encoder_is_placed_there(encoder, place, trunk):
+    values = {
+        "data": {"name": "multi_fashion"},
+        "model": {"encoder": encoder, "trunk": {"name": trunk}},
+    }
+    with pytest.raises(MtlError, match=rf"r\.yaml: model\.encoder\.{place}"):
+        prepare(recipes.from_values(values, "r.yaml"), torch.device("cpu"))
+
+
+def test_an_encoder_of_several_sources_is_not_for_one():
+    sources = {"x": {"name": "mlp"}}
+    values = toy.values()
+    values["model"]["encoder"] = {"name": "per_source", "sources": sources}
+    with pytest.raises(
+        MtlError, match=r"model\.encoder\.name: 'per_source' reads JointFeatures, .*TableFeatures; .*mlp"
+    ):
+        prepare(recipes.from_values(values, "r.yaml"), torch.device("cpu"))
+
+
 def test_an_encoder_of_other_inputs_is_refused_with_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     class Pictures(Encoder):
         reads = ImageFeatures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -50,13 +50,21 @@ class Column(_Plain):
         return Held(self.kind, self.format)
 
 
+def _is_whole(text: str) -> bool:
+    """Whether `text` is how a whole number is written, and no code such as 007."""
+    try:
+        return str(int(text)) == text
+    except ValueError:
+        return False
+
+
 class Label(_Plain):
     """One task and its column: `classes` as they are written, or the moments of the training labels."""
 
     name: str
     kind: LabelKind
     column: str
-    holds: Kind  # of classes, numeric or text
+    holds: Kind  # of classes, numeric, boolean or text
     classes: list[str] = []
     mean: float = 0.0
     scale: float = 1.0
@@ -73,6 +81,15 @@ class Label(_Plain):
     def least(self) -> float | None:
         """The smallest value that can be learned."""
         return 0.0 if self.transform == "log1p" else None
+
+    @property
+    def values(self) -> Sequence[bool | int | float | str]:
+        """The classes as the training files hold them: numbers and truth values where these are such."""
+        if self.holds == "boolean" and set(self.classes) == {"true", "false"}:
+            return [name == "true" for name in self.classes]
+        if all(_is_whole(name) for name in self.classes):
+            return [int(name) for name in self.classes]
+        return [float(name) for name in self.classes] if self.holds == "numeric" else self.classes
 
     @property
     def task(self) -> Task:
@@ -98,6 +115,7 @@ class Fitted(_Plain):
     labels: list[Label]
     key: str | None = None  # the column that is carried into predictions
     ignored: list[str] = []  # other columns of the training files
+    decimal_commas: list[str] = []  # columns whose numbers had a decimal comma in the training files
     missing: list[str]
     fingerprint: str = ""  # of the data that it was fitted on
 
@@ -148,6 +166,19 @@ class Fitted(_Plain):
         if texts:
             inputs["categorical"] = torch.from_numpy(np.stack(texts, axis=1))
         return Batch(inputs, {label.name: self._labels(frame, label) for label in self.labels})
+
+    def unseen(self, frame: pl.DataFrame, batch: Batch) -> dict[str, tuple[int, str | None]]:
+        """Columns of text in which rows of `frame` hold what training did not: how many rows, and an example.
+
+        `batch`: the rows encoded. The example is None where training rows always had a value, and these have none.
+        """
+        found = {}
+        for place, column in enumerate(column for column in self.columns if column.kind == "text"):
+            new = (batch.inputs["categorical"][:, place] == 0).numpy()
+            if new.any():
+                values = frame[column.name].filter(new)
+                found[column.name] = int(new.sum()), next(iter(values.drop_nulls()), None)
+        return found
 
     def _numbers(self, frame: pl.DataFrame) -> Tensor:
         import polars as pl

@@ -15,15 +15,12 @@ from mtlcli.data.tables.kinds import As, Held, declared, hold
 from mtlcli.data.tables.options import SplitOptions, TaskOptions
 from mtlcli.data.tables.profile import CAMEL, FEWEST, IDENTIFIER, Profile
 from mtlcli.data.tables.reader import INDEX, KEY, SPLIT, Faults, Reader, Target
-from mtlcli.data.tables.source import RAGGED, ROW, Block, Source
+from mtlcli.data.tables.source import JUDGED, RAGGED, ROW, Block, Source, spread
 from mtlcli.data.tables.splits import TEST, TRAIN, Codes, counted, drawn, key_hashes, row_hashes, told
 from mtlcli.errors import OptionError, did_you_mean
 
 if TYPE_CHECKING:
     import polars as pl
-
-JUDGED = 100_000  # rows by which it is judged what a column holds
-STRETCHES = 8  # that these are taken from, spread over the files
 
 
 @dataclass(frozen=True)
@@ -140,13 +137,16 @@ class Table:
             fitted_labels.append(labels.label(target, options, counts, moments))
             if target.kind != "regression":
                 notes += labels.notes(target, options, counts)
+        uses = [self._told(use) for use in uses]
+        chance = leaks.chance(found.profile.sample.select(self._values()))
         notes += leaks.given_away(found.profile.sample.sort(INDEX), columns, fitted_labels)
-        notes += leaks.overlap_notes(found.rows, found.keys, self.wanted.split.by, found.suspects)
+        notes += leaks.overlap_notes(found.rows, found.keys, self.wanted.split.by, found.suspects, chance)
         fitted = Fitted(
             columns=columns,
             labels=fitted_labels,
             key=self.wanted.split.by,
             ignored=[use.column for use in uses if use.used_as in ("dropped", "split")],
+            decimal_commas=list(self.source.decimal_commas),
             missing=list(self.source.missing),
         )
         order = {name: place for place, name in enumerate(self.source.types)}
@@ -200,11 +200,25 @@ class Table:
 
     def _take(self, found: Gathered, frame: pl.DataFrame, codes: Codes) -> None:
         found.profile.add(frame, codes)
-        values = [*self.held, *(label_column(target.task) for target in self.targets)]
-        found.rows.add(leaks.hashes(frame.select(values)), codes)
+        found.rows.add(leaks.hashes(frame.select(self._values())), codes)
         for name, overlap in (*found.suspects.items(), *([(KEY, found.keys)] if found.keys else [])):
             known = frame[name].is_not_null()
             overlap.add(leaks.hashes(frame.filter(known).select(name)), codes[known.to_numpy()])
+
+    def _values(self) -> list[str]:
+        """Columns of a frame by which two rows are the same."""
+        return [*self.held, *(label_column(target.task) for target in self.targets)]
+
+    def _told(self, use: ColumnUse) -> ColumnUse:
+        """With what only the files and the split say of a column."""
+        split = self.wanted.split
+        if use.used_as == "key" and split.column is not None:
+            drawn_too = "; between train and val, all rows of a key stay together" if self.carve else ""
+            return use._replace(detail=f"the column '{split.column}' says which split a row is in{drawn_too}")
+        if use.used_as == "key" and split.test_path is not None:
+            return use._replace(detail="between train and val, all rows of a key stay together")
+        commas = self.source.decimal_commas.get(use.column)
+        return use if commas is None else use._replace(detail=f"{use.detail}; {commas}")
 
     def _suspects(self) -> list[str]:
         """Features that look like keys."""
@@ -215,8 +229,7 @@ def head(source: Source) -> pl.DataFrame:
     """Up to JUDGED rows, from stretches spread over the files, as they are written."""
     import polars as pl
 
-    blocks = source.blocks
-    chosen = [blocks[i] for i in sorted({round(x) for x in np.linspace(0, len(blocks) - 1, STRETCHES)})]
+    chosen = spread(source.blocks)
     parts = [source.read(b, list(source.types)).head(JUDGED // len(chosen)) for b in chosen]
     return pl.concat(parts, how="vertical_relaxed").filter(pl.col(RAGGED).is_null()).drop(ROW, RAGGED)
 

@@ -16,6 +16,7 @@ As = Literal["numeric", "categorical", "boolean", "date"]  # as a recipe says it
 Unusable = Literal["empty", "unsupported"]
 
 WORDS = {"true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0, "false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0}
+TRUTH: Mapping[str, float] = {**WORDS, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 MOSTLY = 0.5  # a column of text is one of numbers, with mistakes, where a larger share than this are numbers
 # ISO first: `%d/%m` and `%m/%d` are told apart by a day beyond the twelfth, or not at all.
 FORMATS = (
@@ -76,7 +77,7 @@ def hold(column: pl.Series, missing: Sequence[str]) -> Held | Unusable:
         return "unsupported"
     if kind != pl.String:
         return Held("text")
-    values = _text(column, missing).drop_nulls()
+    values = texts(column, missing).drop_nulls()
     if not len(values):
         return "empty"
     distinct = values.unique()
@@ -97,8 +98,8 @@ def declared(column: pl.Series, kind: As) -> Held:
     import polars as pl
 
     if kind == "date" and column.dtype == pl.String:
-        texts = column.drop_nulls().str.strip_chars()
-        return Held("date", max(FORMATS, key=lambda fmt: _dates(texts, fmt).count()))
+        written = column.drop_nulls().str.strip_chars()
+        return Held("date", max(FORMATS, key=lambda fmt: _dates(written, fmt).count()))
     return Held("text" if kind == "categorical" else kind)
 
 
@@ -108,7 +109,7 @@ def conform(column: pl.Series, held: Held, missing: Sequence[str]) -> Conformed 
 
     kind = column.dtype
     if held.kind == "text":
-        return Conformed(_text(_spelled(column), missing), None) if _scalar(kind) else None
+        return Conformed(texts(_spelled(column), missing), None) if _scalar(kind) else None
     if kind in (pl.Date, pl.Datetime) or held.kind == "date":
         return _conform_date(column, held, missing)
     if kind.is_numeric() or kind == pl.Boolean:
@@ -119,14 +120,14 @@ def conform(column: pl.Series, held: Held, missing: Sequence[str]) -> Conformed 
         wrong = ~values.is_in([0.0, 1.0]) if held.kind == "boolean" else values.is_infinite()
         return _found(values, wrong)
     if kind in (pl.String, pl.Categorical, pl.Enum, pl.Null):
-        texts = _text(column.cast(pl.String), missing)
+        written = texts(column, missing)
+        lower = written.str.to_lowercase()
         if held.kind == "boolean":
-            spelled: Mapping[str, float] = {**WORDS, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
-            values = texts.str.to_lowercase().replace_strict(spelled, default=None, return_dtype=pl.Float64)
-            return _found(values, values.is_null() & texts.is_not_null())
-        values = texts.cast(pl.Float64, strict=False).fill_nan(None)
-        nan = texts.str.to_lowercase() == "nan"
-        return _found(values, values.is_infinite().fill_null(False) | (values.is_null() & texts.is_not_null() & ~nan))
+            values = lower.replace_strict(TRUTH, default=None, return_dtype=pl.Float64)
+            return _found(values, values.is_null() & written.is_not_null())
+        values = written.cast(pl.Float64, strict=False).fill_nan(None)
+        unread = values.is_null() & written.is_not_null() & (lower != "nan")
+        return _found(values, values.is_infinite().fill_null(False) | unread)
     return None
 
 
@@ -139,13 +140,13 @@ def _conform_date(column: pl.Series, held: Held, missing: Sequence[str]) -> Conf
     if kind in (pl.Date, pl.Datetime):
         return Conformed(_days(column), None)
     if kind in (pl.String, pl.Null):
-        texts = _text(column.cast(pl.String), missing)
+        written = texts(column, missing)
         for fmt in (held.format,) if held.format else FORMATS:
-            found = _dates(texts, fmt)
-            if held.format or found.count() == texts.count():
+            found = _dates(written, fmt)
+            if held.format or found.count() == written.count():
                 break
         days = _days(found)
-        return _found(days, days.is_null() & texts.is_not_null())
+        return _found(days, days.is_null() & written.is_not_null())
     return None
 
 
@@ -154,12 +155,23 @@ def number_text(value: float) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < 2**53 else repr(float(value))
 
 
+def whole_texts(column: pl.Series, missing: Sequence[str]) -> pl.Series:
+    """The whole numbers of a column of numbers as text, exactly, however large they are; null for all else."""
+    import polars as pl
+
+    if column.dtype.is_integer():
+        return column.cast(pl.String)
+    if column.dtype == pl.String:
+        return texts(column, missing).cast(pl.Int128, strict=False).cast(pl.String)
+    return pl.Series(column.name, [None] * len(column), dtype=pl.String)
+
+
 def shown(value: object) -> str:
     """A value from a recipe as text like that of a column: `true`, `3`, `A`."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
-        return number_text(value)
+        return str(value) if isinstance(value, int) else number_text(value)
     text = str(value).strip()
     return text.lower() if text.lower() in ("true", "false") else text
 
@@ -196,20 +208,21 @@ def _spelled(column: pl.Series) -> pl.Series:
     if column.dtype.is_float() or column.dtype.is_decimal():
         values = column.cast(pl.Float64).fill_nan(None)
         distinct = values.drop_nulls().unique()
-        texts = [number_text(value) for value in distinct]
-        return values.replace_strict(distinct, pl.Series(texts, dtype=pl.String), return_dtype=pl.String)
+        spelled = pl.Series([number_text(value) for value in distinct], dtype=pl.String)
+        return values.replace_strict(distinct, spelled, return_dtype=pl.String)
     return column.cast(pl.String)
 
 
-def _text(column: pl.Series, missing: Sequence[str]) -> pl.Series:
+def texts(column: pl.Series, missing: Sequence[str]) -> pl.Series:
+    """A column as text without blanks around it, null where it is missing."""
     import polars as pl
 
-    texts = column.cast(pl.String).str.strip_chars()
-    return texts.set(texts.is_in(["", *missing]), None)
+    stripped = column.cast(pl.String).str.strip_chars()
+    return stripped.set(stripped.is_in(["", *missing]), None)
 
 
-def _dates(texts: pl.Series, fmt: str) -> pl.Series:
-    found = texts.str.to_datetime(fmt, time_unit="us", strict=False)
+def _dates(written: pl.Series, fmt: str) -> pl.Series:
+    found = written.str.to_datetime(fmt, time_unit="us", strict=False)
     return found.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if "z" in fmt else found
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
 
 from mtlcli.data.tables.fitted import Label
-from mtlcli.data.tables.kinds import WORDS, Held, conform, hold, shown
+from mtlcli.data.tables.kinds import MOSTLY, TRUTH, WORDS, Held, conform, hold, shown, texts
 from mtlcli.data.tables.options import TaskOptions
 from mtlcli.data.tables.profile import Moments
 from mtlcli.data.tables.reader import Target
@@ -41,6 +42,8 @@ def target(name: str, options: TaskOptions, column: pl.Series, missing: Sequence
 
     Raises OptionError for a column whose type never fits the kind of task.
     """
+    import polars as pl
+
     source = column.name
     held = hold(column, missing)
     if held == "empty":
@@ -58,17 +61,69 @@ def target(name: str, options: TaskOptions, column: pl.Series, missing: Sequence
             )
         least = 0.0 if options.transform == "log1p" else None
         return Target(name, options.kind, source, Held("numeric"), least=least)
+    names = _truth_names(column, missing) if options.kind == "binary" or column.dtype == pl.Boolean else None
+    if names is not None and (told := _told(name, options, source, names)) is not None:
+        return Target(name, options.kind, source, Held("boolean"), told)
     if held.kind == "numeric":
         numbers = conform(column, held, missing)
         held = Held("text" if numbers is None or numbers.wrong is not None else "numeric")
     else:
         held = Held("text")
-    classes = None
-    if options.classes is not None:
-        classes = tuple(shown(value) for value in options.classes)
-        if len(set(classes)) < len(classes):
-            raise OptionError(f"tasks.{name}.classes", f"each class once; found {', '.join(classes)}")
-    return Target(name, options.kind, source, held, classes)
+    return Target(name, options.kind, source, held, _named(name, options))
+
+
+def fitted_target(label: Label) -> Target:
+    """What the labels of a task are in a new file."""
+    return Target(label.name, label.kind, label.column, label.held, tuple(label.classes) or None, label.least)
+
+
+def _named(task: str, options: TaskOptions) -> tuple[str, ...] | None:
+    """The classes that a person names."""
+    if options.classes is None:
+        return None
+    named = tuple(shown(value) for value in options.classes)
+    if len(set(named)) < len(named):
+        raise OptionError(f"tasks.{task}.classes", f"each class once; found {', '.join(named)}")
+    return named
+
+
+def _truth_names(column: pl.Series, missing: Sequence[str]) -> tuple[str, str] | None:
+    """What false and true are called in most rows of a column of truth values; None where it holds others.
+
+    A few values may be mistakes. `true` is written in small letters, since programs write True and true for the same.
+    """
+    import polars as pl
+
+    if column.dtype == pl.Boolean:
+        return "false", "true"
+    if column.dtype not in (pl.String, pl.Categorical, pl.Enum):
+        return None
+    values = texts(column, missing).drop_nulls().value_counts().rows()
+    words = sorted((-count, word) for word, count in values if word.lower() in WORDS)
+    if -sum(count for count, _ in words) <= MOSTLY * sum(count for _, count in values):
+        return None
+    found = {WORDS[word.lower()]: word for _, word in reversed(words)}
+    return (shown(found[0.0]), shown(found[1.0])) if len(found) == 2 else None
+
+
+def _told(task: str, options: TaskOptions, source: str, names: tuple[str, str]) -> tuple[str, ...] | None:
+    """The classes of a column of truth values, in order; None where a person names others.
+
+    Raises OptionError for a positive value that is no truth value.
+    """
+    named = _named(task, options)
+    if named is not None:
+        truths = [WORDS.get(name.lower()) for name in named]
+        return named if None not in truths and len(set(truths)) == len(truths) == 2 else None
+    if options.positive is None:
+        return names
+    truth = TRUTH.get(shown(options.positive).lower())
+    if truth is None:
+        raise OptionError(
+            f"tasks.{task}.positive",
+            f"no row of the column '{source}' holds '{shown(options.positive)}'; there are: {', '.join(names)}",
+        )
+    return names if truth else (names[1], names[0])
 
 
 def classes(of: Target, options: TaskOptions, counts: pl.DataFrame) -> tuple[str, ...]:
@@ -151,7 +206,8 @@ def notes(of: Target, options: TaskOptions, counts: Mapping[str, int]) -> list[s
     """What a person should know of the classes of a task."""
     assert of.classes is not None
     found = []
-    plain = set(of.classes) <= {"0", "1"} or {name.lower() for name in of.classes} <= set(WORDS)
+    order = [TRUTH.get(name.lower()) for name in of.classes]
+    plain = order == [0.0, 1.0]  # as anyone would expect
     if of.kind == "binary" and not plain and options.positive is None and options.classes is None:
         found.append(
             f"task '{of.task}': '{of.classes[1]}' counts as 1 and '{of.classes[0]}' as 0; "
@@ -183,4 +239,4 @@ def _weights(of: Target, options: TaskOptions, counts: Mapping[str, int]) -> lis
 
 
 def _sorted(values: Sequence[str] | Mapping[str, int], held: Held) -> list[str]:
-    return sorted(values, key=float) if held.kind == "numeric" else sorted(values)
+    return sorted(values, key=Decimal) if held.kind == "numeric" else sorted(values)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mtlcli.data.tables import functions
 from mtlcli.data.tables.fitted import Column, Label, label_column
 from mtlcli.data.tables.splits import TRAIN, Codes
+from mtlcli.errors import how_many
 
 if TYPE_CHECKING:
     import polars as pl
@@ -18,8 +21,12 @@ ROWS = 20_000  # training rows that are looked at
 FEWEST = 30  # rows with both values, below which nothing is said
 FEWEST_OF_A_CLASS = 5
 NEARLY = 0.999  # rank correlation, area under the ROC curve, or share of variance
+SAME_ORDER = 0.95  # rank correlation, where another one is more than NEARLY
 RECALL = 0.99  # mean over classes, where a category names the class
 ROWS_PER_BIN = 20
+MOST_VARIED = 2  # columns
+MOSTLY_DIFFERENT = 0.9  # share of different rows
+CLEARLY = 2.0  # times as many as by chance
 HELD = 2_000_000  # hashes that are kept
 
 Numbers = NDArray[np.float64]
@@ -27,7 +34,10 @@ Numbers = NDArray[np.float64]
 
 def given_away(sample: pl.DataFrame, columns: Sequence[Column], labels: Sequence[Label]) -> list[str]:
     """A message for every feature that nearly determines a label on the training rows in `sample`."""
-    rows = sample.head(ROWS)
+    # A row that stands there twice would say of every column that its value goes with the label.
+    rows = sample.head(ROWS).unique(
+        [*(column.name for column in columns), *(label_column(label.name) for label in labels)], maintain_order=True
+    )
     found = []
     for label in labels:
         values = rows[label_column(label.name)]
@@ -45,19 +55,9 @@ def _how(feature: pl.Series, column: Column, values: pl.Series, label: Label) ->
     """How a feature determines a label, if it does."""
     known = values.is_not_null()
     feature, values = feature.filter(known), values.filter(known)
-    both = feature.is_not_null()
     if label.kind == "regression":
-        target = values.to_numpy().astype(np.float64)
-        if column.kind != "text":
-            if both.sum() >= FEWEST:
-                rank = _correlation(_ranks(feature.filter(both).to_numpy()), _ranks(target[both.to_numpy()]))
-                if abs(rank) > NEARLY:
-                    return f"their rank correlation is {rank:.4f}"
-            return None
-        share = _explained(_codes(feature), target)
-        return (
-            None if share is None or share < NEARLY else f"its categories explain {share:.2%} of the label's variance"
-        )
+        return _how_regression(feature, column, values.to_numpy().astype(np.float64))
+    both = feature.is_not_null()
     classes = _codes(values)
     if column.kind != "text" and both.sum() >= FEWEST:
         chosen, ranks = classes[both.to_numpy()], _ranks(feature.filter(both).to_numpy())
@@ -70,6 +70,30 @@ def _how(feature: pl.Series, column: Column, values: pl.Series, label: Label) ->
     if recall is None or recall < RECALL:
         return None
     return f"on rows set aside, the class that goes with its value is right for {recall:.2%} (mean over classes)"
+
+
+def _how_regression(feature: pl.Series, column: Column, target: Numbers) -> str | None:
+    """The same for a label (N,) that is a number."""
+    if column.kind == "text":
+        share = _explained(_codes(feature), target)
+        if share is not None and share >= NEARLY:
+            return f"its categories explain {share:.2%} of the label's variance"
+        return "its categories are stretches of the label" if functions.steps(target, _codes(feature)) else None
+    both = feature.is_not_null().to_numpy()
+    if both.sum() < FEWEST:
+        return None
+    numbers, target = feature.drop_nulls().to_numpy().astype(np.float64), target[both]
+    own, its = _varied(numbers, target)
+    if len(own) >= FEWEST:
+        rank, line = _correlation(_ranks(own), _ranks(its)), _correlation(_within(own), _within(its))
+        if abs(rank) > NEARLY:
+            return f"their rank correlation is {rank:.4f}"
+        if abs(line) > NEARLY and abs(rank) > SAME_ORDER:  # groups far apart could make a line of anything
+            return f"their correlation is {line:.4f}"
+    # What changes slowly with time is no function of a date that anyone would call a leak.
+    if column.kind != "date" and functions.follows(numbers, target):
+        return "the label is nearly a function of it"
+    return "it is nearly a function of the label" if functions.follows(target, numbers) else None
 
 
 def _codes(values: pl.Series) -> NDArray[np.int64]:
@@ -135,6 +159,22 @@ def _correlation(a: Numbers, b: Numbers) -> float:
     return float(a @ b) / lengths if lengths > 0 else 0.0
 
 
+def _varied(a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:
+    """Without the rows where both have their most frequent value, such as 0, if there is some variety beside these."""
+    usual = np.ones(len(a), np.bool_)
+    for numbers in (a, b):
+        values, counts = np.unique(numbers, return_counts=True)
+        usual &= numbers == values[counts.argmax()]
+    few = min(len(np.unique(a[~usual])), len(np.unique(b[~usual]))) <= 2
+    return (a, b) if few else (a[~usual], b[~usual])
+
+
+def _within(values: Numbers) -> Numbers:
+    """Values brought within their 5th and 95th percentile, since a few far out could make a line of anything."""
+    low, high = np.quantile(values, [0.05, 0.95])
+    return np.clip(values, low, high)
+
+
 def _area(ranks: Numbers, positive: NDArray[np.bool_]) -> float:
     """Area under the ROC curve, from the ranks (Mann and Whitney)."""
     count = int(positive.sum())
@@ -174,6 +214,15 @@ class Overlap:
 
         return pl.Series(self._hashes).n_unique()
 
+    @property
+    def size(self) -> int:
+        """Occurrences that were kept."""
+        return len(self._hashes)
+
+    def count(self, split: int) -> int:
+        """Occurrences in `split`, as many as were kept."""
+        return int((self._codes == split).sum())
+
     def shared(self, split: int) -> tuple[int, int]:
         """How many things `split` and the training rows share, and how many rows of `split` these are."""
         import polars as pl
@@ -184,25 +233,59 @@ class Overlap:
         return same["hash"].n_unique(), len(same)
 
 
-def overlap_notes(rows: Overlap, key: Overlap | None, by: str | None, suspects: dict[str, Overlap]) -> list[str]:
-    """Messages about rows and keys that validation or test share with the training rows."""
+def chance(sample: pl.DataFrame) -> Chance:
+    """How likely two different rows agree in all columns by chance, judged by the training rows in `sample`."""
+    size = max(2, len(sample))
+    same = []
+    for column in sample:
+        counts = column.value_counts()["count"].to_numpy().astype(np.float64)
+        same.append(float((counts * (counts - 1)).sum()) / (size * (size - 1)))
+    return Chance(float(np.prod(sorted(same)[:MOST_VARIED])), float(np.prod(same)))
+
+
+class Chance(NamedTuple):
+    """Probabilities that two rows agree, as if columns had nothing to do with one another."""
+
+    two: float  # in the MOST_VARIED columns, which is fair where others follow from these
+    all: float  # in every column
+
+    def shared(self, rows: Overlap) -> float:
+        """Share of the rows of a split that the training rows should hold as well by chance."""
+        each = self.all if rows.distinct >= MOSTLY_DIFFERENT * rows.size else self.two
+        return 1 - math.exp(-each * rows.count(TRAIN))
+
+
+def overlap_notes(
+    rows: Overlap, key: Overlap | None, by: str | None, suspects: dict[str, Overlap], chance: Chance
+) -> list[str]:
+    """Messages about rows and keys that validation or test share with the training rows.
+
+    Of rows only where clearly more are shared than by `chance`: with few columns of few values all rows are old ones.
+    """
     found = []
     for split, code in (("val", 1), ("test", 2)):
         at_least = "" if rows.whole else "at least "
         _, same = rows.shared(code)
-        if same:
+        if same > CLEARLY * chance.shared(rows) * rows.count(code):
+            stand, them = ("also stands", "it") if same == 1 else ("also stand", "them")
             found.append(
-                f"{at_least}{same:,} rows of {split} also stand in train, value for value: scores on them flatter"
+                f"{at_least}{how_many(same, 'row')} of {split} {stand} in train, value for value: scores on {them} "
+                "flatter"
             )
         if key is not None and (keys := key.shared(code)[0]):
             at_least = "" if key.whole else "at least "
-            found.append(f"{at_least}{keys:,} keys of '{by}' have rows in train and in {split}: scores on them flatter")
+            have, them = ("has", "it") if keys == 1 else ("have", "them")
+            found.append(
+                f"{at_least}{how_many(keys, 'key')} of '{by}' {have} rows in train and in {split}: scores on {them} "
+                "flatter"
+            )
     for name, suspect in suspects.items():
         keys, count = suspect.shared(2)
         if keys:
+            have = "has" if keys == 1 else "have"
             found.append(
-                f"the column '{name}' looks like a key, and {keys:,} of its values have rows in train and in test "
-                f"({count:,} test rows): scores may flatter; data.split.by: {name} keeps their rows together"
+                f"the column '{name}' looks like a key, and {keys:,} of its values {have} rows in train and in test "
+                f"({how_many(count, 'test row')}): scores may flatter; data.split.by: {name} keeps their rows together"
             )
     return found
 

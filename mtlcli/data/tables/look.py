@@ -55,6 +55,8 @@ class Look:
         for name in source.types:
             known = profile.column(name, False)[1] if name in typed.columns else None
             uses[name] = known or ColumnUse(name, "dropped", f"empty, or of a type ({frame[name].dtype}) of no use")
+            if name in source.decimal_commas:
+                uses[name] = uses[name]._replace(detail=f"{uses[name].detail}; {source.decimal_commas[name]}")
         return cls(path, source.rows, frame, uses, missing)
 
     def tasks(self, wanted: list[str]) -> dict[str, dict[str, Any]]:
@@ -117,9 +119,10 @@ class Look:
         assert found is not None
         known = found.values.drop_nulls()
         counts = known.value_counts(sort=True)["count"].to_list()
-        if kind == "binary" and len(counts) > 2:
+        different = len(counts) if found.wrong is None else self.frame[column].drop_nulls().n_unique()
+        if kind == "binary" and different > 2:
             raise MtlError(
-                f"--task {text}: a binary task has two values; the column '{column}' holds {len(counts):,} different "
+                f"--task {text}: a binary task has two values; the column '{column}' holds {different:,} different "
                 "ones; is it multiclass, or a regression?"
             )
         if kind == "binary" and counts[-1] < RARE * len(known):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mtlcli.data.tables.files import DELIMITED
 from mtlcli.data.tables.fitted import label_column
-from mtlcli.data.tables.kinds import EXPECTED, Held, conform
+from mtlcli.data.tables.kinds import EXPECTED, TRUTH, Held, conform, whole_texts
 from mtlcli.data.tables.options import LabelKind
-from mtlcli.data.tables.source import RAGGED, ROW, Block, Source
+from mtlcli.data.tables.source import NO_UTF8, RAGGED, ROW, Block, Source
 from mtlcli.data.tables.splits import SPELLED
-from mtlcli.errors import MtlError
+from mtlcli.errors import MtlError, how_many
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,7 +21,8 @@ INDEX = "\0index"  # the column with every row's number over all files
 KEY = "\0key"
 SPLIT = "\0split"
 EXAMPLES = 3  # of rows that were left out, in the note
-SKIP = "leave such rows out with data.on_error: skip"
+OF_A_RECIPE = "data.on_error: skip"  # what leaves bad rows out
+OF_NEW_FILES = "--on-error skip"
 
 
 class Target(NamedTuple):
@@ -40,6 +41,7 @@ class Faults:
     """Rows that cannot be used: the first one ends it, or all are counted."""
 
     skip: bool
+    option: str = OF_A_RECIPE
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
@@ -47,8 +49,8 @@ class Faults:
         """Rows of `block` by their numbers. Raises MtlError about the first, unless they are to be left out."""
         place = where(block, int(rows[0]))
         if not self.skip:
-            more = f" (and {len(rows) - 1} more rows near it)" if len(rows) > 1 else ""
-            raise MtlError(f"{place}: {message}{more}; {help_}")
+            more = f" (and {how_many(len(rows) - 1, 'more row')} near it)" if len(rows) > 1 else ""
+            raise MtlError(f"{place}: {message}{more}; {help_}, or leave such rows out with {self.option}")
         if len(self.examples) < EXAMPLES:
             self.examples.append(f"{place}: {message}")
 
@@ -58,7 +60,9 @@ class Faults:
         if not self.count:
             return None
         more = "; ..." if self.count > len(self.examples) else ""
-        return f"{self.count:,} bad rows were left out (data.on_error: skip): {'; '.join(self.examples)}{more}"
+        were = "was" if self.count == 1 else "were"
+        rows = how_many(self.count, "bad row")
+        return f"{rows} {were} left out ({self.option}): {'; '.join(self.examples)}{more}"
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,12 @@ class Reader:
         found = {ROW: raw[ROW], INDEX: raw[ROW] + (block.offset - block.start)}
         bad = raw[RAGGED].is_not_null()
         if bad.any():
-            width, count = len(self.source.types), raw.filter(bad)[RAGGED][0]
-            faults.add(
-                block, raw.filter(bad)[ROW], f"should have {width} fields; found {count}", f"correct it, or {SKIP}"
-            )
+            unread = raw.filter(bad)
+            fields = how_many(len(self.source.types), "field")
+            message, remedy = f"should have {fields}; found {unread[RAGGED][0]}", "correct it"
+            if unread[RAGGED][0] == NO_UTF8:
+                message, remedy = "should be text in UTF-8; found other bytes", "save the file as UTF-8"
+            faults.add(block, unread[ROW], message, remedy)
         sound = ~bad
         for name, held in self.columns.items():
             found[name], wrong = self._held(raw, name, held, block, faults, sound)
@@ -109,7 +115,7 @@ class Reader:
                     rows[ROW],
                     f"column '{self.split}' should say train, val (or valid, validation, dev) or test; found "
                     f"{_shown(value)}",
-                    f"correct it, or {SKIP}",
+                    "correct it",
                 )
                 bad = bad | wrong
         frame = pl.DataFrame(found)
@@ -134,7 +140,9 @@ class Reader:
                 block,
                 rows[ROW],
                 f"column '{name}' should hold {expected}, as in most rows; found {_shown(rows[name][0])}",
-                f"correct it, say what the column is (data.columns: {{{name}: categorical}}), or {SKIP}",
+                "correct it"
+                if faults.option == OF_NEW_FILES
+                else f"correct it, say what the column is (data.columns: {{{name}: categorical}})",
             )
         return found.values, wrong
 
@@ -152,8 +160,14 @@ class Reader:
             )
         values, wrong, expected = found.values, found.wrong, EXPECTED[target.held.kind]
         if target.kind != "regression":
-            if target.held.kind == "numeric":
-                values = conform(values, Held("text"), ()).values  # type: ignore[union-attr]
+            if target.held.kind == "boolean":
+                called = {TRUTH[name.lower()]: name for name in target.classes or ("false", "true")}
+                values = values.replace_strict(called, return_dtype=pl.String)
+            elif target.held.kind == "numeric":
+                # Through float64, whole numbers beyond 2**53 would run into each other.
+                exact = whole_texts(raw[target.column], self.source.missing)
+                spelled = conform(values, Held("text"), ()).values  # type: ignore[union-attr]
+                values = exact.zip_with(exact.is_not_null(), spelled)
             truth = values.str.to_lowercase()  # True and true are one class: programs write both
             values = values.zip_with(~truth.is_in(["true", "false"]).fill_null(False), truth)
             if target.classes is not None:
@@ -172,14 +186,14 @@ class Reader:
             block,
             rows[ROW],
             f"{about} should hold {expected}, or nothing where it is not known; found {_shown(rows[target.column][0])}",
-            f"correct it, or {SKIP}",
+            "correct it",
         )
         return values.cast(pl.String) if target.kind != "regression" else values, wrong
 
 
 def where(block: Block, row: int) -> str:
     """A row of a file, counted from 1 without the header; of text files, its line where that is known."""
-    line = f" (line {row + 2})" if block.plain and block.file.suffix.lower() in DELIMITED else ""
+    line = f" (line {row + 1 + block.above})" if block.plain and block.file.suffix.lower() in DELIMITED else ""
     return f"{block.file}, row {row + 1}{line}"
 
 

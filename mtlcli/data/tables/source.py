@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mtlcli.data.tables import commas as decimal
 from mtlcli.data.tables.files import DELIMITED, PARQUET, find
+from mtlcli.data.tables.heads import head
 from mtlcli.errors import MtlError, did_you_mean
 
 if TYPE_CHECKING:
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
 
 ROW = "\0row"  # the column with every row's number in its file, from 0
 RAGGED = "\0ragged"  # the column with the number of fields of a row that has too few or too many; else null
+NO_UTF8 = -1  # in RAGGED, of a row that is no text in UTF-8
 VALUES = 2**21  # of a block: 65,536 rows at most
 BYTES = 2**24  # of a block of a text file
+JUDGED = 100_000  # rows by which it is judged what a column holds
+STRETCHES = 8  # that these are taken from, spread over the files
 
 
 class Block(NamedTuple):
@@ -37,6 +42,7 @@ class Block(NamedTuple):
     span: tuple[int, int] = (0, 0)  # bytes, of a text file
     plain: bool = False  # of a text file: up to its end, every line is a row
     blank: bool = False  # of a text file: whether lines can be blank
+    above: int = 1  # of a text file: lines above its first row
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,14 @@ class Source:
 
     files: tuple[Path, ...]
     missing: tuple[str, ...]  # texts that mean that there is no value
+    commas: tuple[str, ...] = ()  # columns that are known to hold numbers with a decimal comma
 
     @classmethod
-    def at(cls, path: Path | Sequence[Path], missing: Sequence[str]) -> Source:
+    def at(cls, path: Path | Sequence[Path], missing: Sequence[str], commas: Sequence[str] = ()) -> Source:
         """Of the files at `path`: one path or several."""
         paths = [path] if isinstance(path, Path) else path
-        return cls(tuple(dict.fromkeys(file for each in paths for file in find(each))), tuple(missing))
+        files = dict.fromkeys(file for each in paths for file in find(each))
+        return cls(tuple(files), tuple(missing), tuple(commas))
 
     @cached_property
     def types(self) -> Mapping[str, pl.DataType | None]:
@@ -116,7 +124,9 @@ class Source:
         import polars as pl
 
         if block.file.suffix.lower() in DELIMITED:
-            return self._read_text(block, columns, numbers)
+            told = set(self.decimal_commas) if _other_than_comma(block.file) else set[str]()
+            frame = self._read_text(block, columns, numbers - told)
+            return frame.with_columns(decimal.pointed(frame[name]) for name in columns if name in told)
         with reading(block.file):
             frame = _scan(block.file).select(columns).slice(block.start, block.rows).collect()
         index = pl.int_range(block.start, block.start + block.rows, eager=True)
@@ -130,14 +140,23 @@ class Source:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())
         return digest.hexdigest()
 
+    @cached_property
+    def decimal_commas(self) -> Mapping[str, str]:
+        """Columns that hold numbers with a decimal comma, with what to tell of them; judged by rows spread over the
+        files."""
+        import polars as pl
+
+        chosen = spread([block for block in self.blocks if _other_than_comma(block.file)])
+        parts = [self._read_text(block, list(self.types), frozenset()).head(JUDGED // len(chosen)) for block in chosen]
+        return decimal.found(pl.concat(parts).drop(ROW, RAGGED), self.missing, self.commas) if parts else {}
+
     def _read_text(self, block: Block, columns: Sequence[str], numbers: frozenset[str]) -> pl.DataFrame:
         import polars as pl
 
         with reading(block.file), open(block.file, "rb") as handle:
             handle.seek(block.span[0])
             text = handle.read(block.span[1] - block.span[0])
-        names = list(_header(block.file))
-        separator = _separator(block.file)
+            names, separator, *_ = head(block.file)
 
         def parse(numbers: frozenset[str]) -> pl.DataFrame:
             types = {name: pl.Float64 if name in numbers else pl.String for name in names}
@@ -160,6 +179,11 @@ class Source:
         if block.blank:
             frame = frame.filter(~pl.all_horizontal(pl.col(names).is_null()))
         return frame.select(*columns, ROW, RAGGED)
+
+
+def spread(blocks: Sequence[Block]) -> list[Block]:
+    """Up to STRETCHES of `blocks`, spread over all of them, by which to judge what the columns hold."""
+    return [blocks[i] for i in sorted({round(x) for x in np.linspace(0, len(blocks) - 1, STRETCHES)})] if blocks else []
 
 
 class reading:  # noqa: N801 - a context manager, which reads as a verb
@@ -188,46 +212,27 @@ def _scan(file: Path) -> pl.LazyFrame:
     return pl.scan_ipc(glob.escape(str(file)), hive_partitioning=False)
 
 
-def _header(file: Path) -> dict[str, pl.DataType | None]:
-    """Columns and their types. Raises MtlError for a name that stands twice."""
+def _header(file: Path) -> Mapping[str, pl.DataType | None]:
+    """Columns and their types."""
+    with reading(file):
+        if file.suffix.lower() in DELIMITED:
+            return dict.fromkeys(head(file).names)
+        return dict(_scan(file).collect_schema())
+
+
+def _other_than_comma(file: Path) -> bool:
+    """Whether it is a text file whose fields are separated by another mark, so that a comma may stand in a number."""
     if file.suffix.lower() not in DELIMITED:
-        with reading(file):
-            return dict(_scan(file).collect_schema())
-    with reading(file), open(file, "rb") as handle:
-        line = handle.readline(2**20)
-    try:
-        names = next(csv.reader([line.decode("utf-8-sig")], delimiter=_separator(file)), [])
-    except UnicodeDecodeError as error:
-        raise MtlError(
-            f"{file}: should be a text file in UTF-8; byte {error.start} of its first line is none"
-        ) from None
-    except csv.Error as error:
-        raise MtlError(f"{file}: cannot be read as csv: {error}") from None
-    if not names:
-        raise MtlError(f"{file}: is empty; the first line should name the columns")
-    # Programs that number the rows leave that column without a name.
-    names = [name.strip() or f"unnamed_{number}" for number, name in enumerate(names, 1)]
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            raise MtlError(f"{file}: has two columns '{name}'; every column needs a name of its own")
-    return dict.fromkeys(names)
-
-
-def _separator(file: Path) -> str:
-    """Of a .csv, whichever of comma, semicolon and tab its first line holds most of."""
-    usual = DELIMITED[file.suffix.lower()]
-    if usual != ",":
-        return usual
-    with open(file, "rb") as handle:
-        line = handle.readline(2**20)
-    return max(",", ";", "\t", key=lambda mark: line.count(mark.encode()))
+        return False
+    with reading(file):
+        return head(file).separator != ","
 
 
 def _text_blocks(file: Path, offset: int) -> Iterator[Block]:
     """Blocks that end where a row ends: at a line break outside of quotes."""
     with reading(file), open(file, "rb") as handle:
-        handle.readline()
-        begin, row, plain = handle.tell(), 0, True
+        above = head(file)
+        begin, row, plain = above.begin, 0, True
         end = os.fstat(handle.fileno()).st_size
         while begin < end:
             size = BYTES
@@ -242,7 +247,7 @@ def _text_blocks(file: Path, offset: int) -> Iterator[Block]:
             stop = len(text) if last else int(breaks[-1]) + 1
             rows = len(breaks) + (last and (not len(breaks) or int(breaks[-1]) + 1 < len(text)))
             plain = plain and lines == len(breaks)
-            yield Block(file, row, rows, offset + row, (begin, begin + stop), plain, blank)
+            yield Block(file, row, rows, offset + row, (begin, begin + stop), plain, blank, above.lines)
             begin, row = begin + stop, row + rows
 
 
@@ -267,23 +272,29 @@ def _even(text: bytes, separator: str, rows: int, width: int) -> bool:
 def _slowly(
     text: bytes, block: Block, names: list[str], columns: Sequence[str], separator: str, missing: Sequence[str]
 ) -> pl.DataFrame:
-    """A block in which rows are too short or too long, read field by field; such rows say so in RAGGED."""
+    """A block in which rows are too short, too long or no text, read field by field; such rows say so in RAGGED."""
     import polars as pl
 
+    decoded = text.decode(errors="surrogateescape")  # bytes that are no UTF-8 become U+DC80 to U+DCFF
     try:
-        lines = list(csv.reader(io.StringIO(text.decode(), newline=""), delimiter=separator, strict=False))
-    except UnicodeDecodeError as error:
-        row = block.start + text.count(b"\n", 0, error.start)
-        raise MtlError(f"{block.file}, row {row + 1}: should be text in UTF-8; it holds other bytes") from None
+        lines = list(csv.reader(io.StringIO(decoded, newline=""), delimiter=separator, strict=False))
     except csv.Error as error:
         raise MtlError(f"{block.file}, after row {block.start}: cannot be read as csv: {error}") from None
     at = [names.index(name) for name in columns]
     blank = set(missing) | {""}
-    whole = [line if len(line) == len(names) else [""] * len(names) for line in lines]
+    faults = [_fault(line, len(names)) for line in lines]
+    whole = [line if fault is None and line else [""] * len(names) for line, fault in zip(lines, faults, strict=True)]
     fields = {
         name: pl.Series([None if line[j] in blank else line[j] for line in whole], dtype=pl.String)
         for name, j in zip(columns, at, strict=True)
     }
-    wrong = pl.Series([None if len(line) in (0, len(names)) else len(line) for line in lines], dtype=pl.Int64)
+    wrong = pl.Series(faults, dtype=pl.Int64)
     index = pl.int_range(block.start, block.start + len(lines), eager=True)
     return pl.DataFrame({**fields, ROW: index, RAGGED: wrong}).filter(pl.Series([bool(line) for line in lines]))
+
+
+def _fault(line: Sequence[str], width: int) -> int | None:
+    """What RAGGED says of a row."""
+    if any("\udc80" <= character <= "\udcff" for field in line if not field.isascii() for character in field):
+        return NO_UTF8
+    return None if len(line) in (0, width) else len(line)

@@ -47,7 +47,15 @@ class Mlp(Encoder):
 
 
 class TableStem(nn.Module):
-    """`numeric` (B, F) and `categorical` (B, C) -> (B, C * embedding + F)."""
+    """`numeric` (B, F) and `categorical` (B, C) -> (B, C * embedding + F).
+
+    Code 0, a category that training has not or a missing value, is the mean of its column's categories, plus a row of
+    its own that begins at zero. Where training rows have the code that row is learned; elsewhere it stays zero.
+    """
+
+    starts: Tensor
+    cardinalities: Tensor
+    share: Tensor
 
     def __init__(self, features: TableFeatures, embedding: int) -> None:
         super().__init__()
@@ -62,12 +70,20 @@ class TableStem(nn.Module):
             *starts, rows = accumulate(cardinalities, initial=0)
             self.table = nn.Embedding(rows, embedding)
             self.register_buffer("starts", torch.tensor(starts, dtype=torch.int32), persistent=False)
-
-    starts: Tensor
+            self.register_buffer("cardinalities", torch.tensor(cardinalities), persistent=False)
+            # Times these, the mean over a column's rows is that over its categories, without code 0.
+            share = [factor for n in cardinalities for factor in (0.0, *[n / max(1, n - 1)] * (n - 1))]
+            self.register_buffer("share", torch.tensor(share)[:, None], persistent=False)
+            with torch.no_grad():
+                self.table.weight[self.starts] = 0.0
 
     def forward(self, inputs: Inputs) -> Tensor:
         """The row of every code, side by side, then the numeric columns."""
         if self.table is None:
             return inputs["numeric"]
-        embedded = self.table(inputs["categorical"] + self.starts).flatten(1)
+        # No gradient passes through the means: rows with code 0 teach their own row, and not every category a little.
+        known = self.table.weight.detach() * self.share
+        means = torch.segment_reduce(known, "mean", lengths=self.cardinalities, axis=0)
+        rows = self.table.weight.index_add(0, self.starts, means)
+        embedded = nn.functional.embedding(inputs["categorical"] + self.starts, rows).flatten(1)
         return torch.cat([embedded, inputs["numeric"]], dim=1) if self._numeric else embedded
