@@ -66,7 +66,7 @@ def test_runs_elsewhere_are_stopped_and_gone_on_with(
 ) -> None:
     pytest.importorskip(launchers.get(name).package or "")
     monkeypatch.setenv("SLOW_STEP", "0.3")  # workers take over this process's environment
-    (slow,) = runs = planned("slow", "train.epochs=8")
+    (slow,) = runs = planned("slow", "train.epochs=40")
 
     def training() -> bool:
         return slow.path.exists() and any(e["event"] == "StepDone" for e in Run(slow.path).events())

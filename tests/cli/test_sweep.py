@@ -23,7 +23,8 @@ FAST = ["--set", "train.epochs=1", "--set", "data.rows=48"]
 
 
 def runs_in(folder: str) -> dict[str, Run]:
-    found = [p.parent for p in Path(folder).rglob("run.json") if not p.parent.name.startswith(".")]  # not yet in place
+    # Runs are made under a hidden name and moved; `rglob` would stumble over one that is being moved.
+    found = [Path(above) for above, _, files in os.walk(folder) if "run.json" in files and "/." not in above]
     return {str(path.relative_to(folder)): Run(path) for path in found}
 
 
