@@ -152,7 +152,8 @@ def _maps(figure: Figure, place: SubplotSpec, conflicts: Mapping[str, Conflict],
             for i in range(size):
                 for j in range(size):
                     ink = "white" if abs(values[i][j]) > 0.6 else style.INK
-                    axes.text(j, i, f"{values[i][j]:.2f}", ha="center", va="center", fontsize=8, color=ink)
+                    shown = f"{round(values[i][j], 2) + 0.0:.2f}"  # no -0.00
+                    axes.text(j, i, shown, ha="center", va="center", fontsize=8, color=ink)
         names = [style.clip(task, 16) for task in found.tasks] if size <= 24 else []
         places = range(len(names))
         axes.set_xticks(places, names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
