@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def run(
     launcher = execute.choose_launcher(name, settings, 2)
     progress = execute.run_all(runs, launcher, Path.cwd(), stopped, lambda p: seen.append(p[0].steps))
     return progress, seen
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """submitit ends its local jobs by an interrupt, which they inherit as ignored from tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("name", "settings"), OTHERS)
