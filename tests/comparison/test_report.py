@@ -347,6 +347,33 @@ def test_variants_of_one_method_are_told_apart_by_what_differs(tmp_path: Path) -
     assert "these runs differ in more than the method and the seed: optimizer.lr" in made["notes"]
 
 
+def test_what_most_variants_share_is_not_named(tmp_path: Path) -> None:
+    """A variant is named by the keys whose value less than half of them have; keys of `weighting` without that word."""
+
+    def variant(name: str, **settings: Any) -> Path:
+        return fake(
+            tmp_path / name / "seed-0", "uw", 0, SINGLE, **{"weighting__lr": 0.1, "train__epochs": 3} | settings
+        )
+
+    paths = [variant("a"), variant("b", weighting__lr=0.2), variant("c", weighting__lr=0.3, train__epochs=4)]
+    assert [r["method"] for r in report(read_runs(paths[:2]), "none")["rows"]] == ["uw [lr=0.1]", "uw [lr=0.2]"]
+    assert [r["method"] for r in report(read_runs(paths), "none")["rows"]] == [
+        "uw [lr=0.1]",
+        "uw [lr=0.2]",
+        "uw [lr=0.3, train.epochs=4]",
+    ]
+    paths.append(variant("d", train__epochs=5))
+    paths.append(variant("e", train__epochs=6))
+    assert [r["method"] for r in report(read_runs([paths[0], *paths[3:]]), "none")["rows"]] == [
+        "uw [train.epochs=3]",
+        "uw [train.epochs=5]",
+        "uw [train.epochs=6]",
+    ]
+    paths.append(variant("f", weighting__lr=0.4))
+    labels = [r["method"] for r in report(read_runs([paths[0], paths[3], paths[5]]), "none")["rows"]]
+    assert labels == ["uw", "uw [train.epochs=5]", "uw [lr=0.4]"]
+
+
 def test_one_run_given_twice(tmp_path: Path) -> None:
     one = fake(tmp_path / "one", "ew", 0, SINGLE)
     other = fake(tmp_path / "other", "ew", 0, SINGLE, train__log_every_steps=5)

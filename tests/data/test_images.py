@@ -1,9 +1,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -12,8 +9,7 @@ import torch
 from PIL import Image
 
 from mtlcli import recipe as recipes
-from mtlcli.data.augment import CHANGES, augmentation
-from mtlcli.data.imagefiles import FileSplit, Shape, decode
+from mtlcli.data.imagefiles import FileSplit
 from mtlcli.data.images import Images
 from mtlcli.engine.prepare import load_data
 from mtlcli.engine.train import train
@@ -337,93 +333,7 @@ def test_a_size_is_two_numbers():
     assert "at least 1" in problems[0].message
 
 
-# -- decoding ----------------------------------------------------------------------------------------------------------
-
-
-def test_large_pictures_keep_what_they_show(tmp_path):
-    picture = np.zeros((800, 600, 3), np.uint8)
-    picture[:400, :, 0] = picture[400:, :, 2] = 250
-    Image.fromarray(picture).save(tmp_path / "x.jpg", quality=95)
-    pixels = decode(str(tmp_path / "x.jpg"), Shape(3, 20, 10)).pixels
-    assert pixels.shape == (3, 20, 10)
-    assert abs(int(pixels[0, 2, 5]) - 250) < 4
-    assert abs(int(pixels[2, 17, 5]) - 250) < 4
-
-
-def test_exif_turns_pictures_upright(tmp_path):
-    picture = np.zeros((10, 20, 3), np.uint8)
-    picture[:, :10] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    Image.fromarray(picture).save(tmp_path / "x.png", exif=exif)
-    pixels = decode(str(tmp_path / "x.png"), Shape(3, 20, 10)).pixels
-    assert (pixels[0, :8] == 255).all()
-    assert (pixels[0, 12:] == 0).all()
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_kinds_of_pixels(tmp_path, mode):
-    name = str(tmp_path / ("x.tif" if mode == "CMYK" else "x.png"))
-    Image.new("RGB", (6, 6), (255, 255, 255)).convert(mode).save(name)
-    for channels in (1, 3):
-        found = decode(name, Shape(channels, 4, 4))
-        assert found.fault is None
-        assert (found.pixels > 250).all()
-
-
-def test_more_than_eight_bits_are_refused(tmp_path):
-    Image.fromarray(np.full((6, 6), 40_000, np.uint16)).save(tmp_path / "x.png")
-    assert "8 bits" in decode(str(tmp_path / "x.png"), Shape(1, 4, 4)).fault
-
-
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-    Image.new("L", (100, 100)).save(tmp_path / "x.png")
-    for limit in (9_000, 1_000):
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        assert "exceeds limit" in decode(str(tmp_path / "x.png"), Shape(1, 4, 4)).fault
-
-
 # -- augmentation ------------------------------------------------------------------------------------------------------
-
-
-def pictures(count=64, channels=3):
-    return torch.randint(0, 256, (count, channels, 16, 24), dtype=torch.uint8)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("change", CHANGES)
-def test_every_change_keeps_shape_and_type_and_follows_the_seed(change, channels):
-    image = pictures(channels=channels)
-    before = image.clone()
-    found = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        found.append(augmentation([change])({"image": image, "other": image})["image"])
-    assert found[0].equal(found[1])
-    assert (found[0].shape, found[0].dtype) == (image.shape, torch.uint8)
-    assert image.equal(before)
-    if change != "trivial":
-        assert not found[0].equal(found[2])
-
-
-@pytest.mark.parametrize(("change", "axis"), [("flip", 3), ("vertical_flip", 2)])
-def test_about_half_of_the_pictures_are_flipped(change, axis):
-    image = pictures(400)
-    found = augmentation([change])({"image": image})["image"]
-    flipped = (found == image.flip(axis)).flatten(1).all(1)
-    assert ((found == image).flatten(1).all(1) | flipped).all()
-    assert 0.4 < flipped.float().mean() < 0.6
-
-
-def test_every_picture_is_cropped_at_a_place_of_its_own():
-    image = torch.arange(240, dtype=torch.uint8).reshape(12, 20).expand(50, 1, 12, 20)
-    found = augmentation(["crop"])({"image": image})["image"][:, 0]
-    assert len(found.flatten(1).unique(dim=0)) > 5
-    for each in found.int():  # a value is 20 times its row, plus its column
-        down, right = int(each[6, 10]) // 20 - 6, int(each[6, 10]) % 20 - 10
-        assert abs(down) <= 1
-        assert abs(right) <= 1
-        assert each[4:8, 8:12].equal(image[0, 0, 4 + down : 8 + down, 8 + right : 12 + right].int())
 
 
 def test_augmentation_is_for_training_alone(folder, tmp_path):
@@ -448,18 +358,3 @@ def test_augmentation_is_for_training_alone(folder, tmp_path):
     # The same draws for the same rows, wherever the pictures are kept.
     assert results[0]["tasks"] == results[1]["tasks"]
     assert results[0]["fingerprint"] == results[1]["fingerprint"]
-
-
-def test_a_program_that_fails_beside_its_workers_ends(tmp_path: Path) -> None:
-    """They ignore the signal that ends them, so that a batch in work is finished; nobody is to wait for them then."""
-    for n in range(40):
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{n}.png")
-    script = (
-        "import sys\nfrom pathlib import Path\n"
-        "from mtlcli.data.imagefiles import Files, Shape, run\n"
-        "paths = sorted(map(str, Path(sys.argv[1]).glob('*.png')))\n"
-        "kept = run(Files(paths, Shape(3, 8, 8), True), [[n] for n in range(40)], 2)\n"
-        "next(kept)\nraise SystemExit(3)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (3, "")

@@ -1,4 +1,4 @@
-"""The dataset `table` in memory: columns, labels, splits, and what new files need."""
+"""The dataset `table` in memory: columns and labels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from tables import TASKS, Y, csv, customers, dataset, lines, load
+from tables import TASKS, Y, csv, customers, dataset, load
 
 from mtlcli.data.tables.kinds import Held, calendar, hold
-from mtlcli.errors import MtlError, OptionError
+from mtlcli.errors import OptionError
 from mtlcli.tasks import Task
 
 ALL = ("train", "val", "test")
@@ -322,187 +322,6 @@ def test_whole_numbers_as_classes_are_told_apart_however_large(tmp_path: Path, s
     data = told.load()
     assert data.tasks[0].classes == ("7", str(2**60), str(2**60 + 1), str(2**60 + 2))
     assert told.read(path, data.fitted).split.targets["y"].tolist() == [1, 2, 3, 0] * 20
-
-
-# -- splits ------------------------------------------------------------------------------------------------------------
-
-
-def test_shares_hold_exactly_and_follow_the_seed(tmp_path: Path) -> None:
-    path = csv(tmp_path, lines(1000))
-    data = load(path, tasks=Y, split={"val": 0.15, "test": 0.25})
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 600, "val": 150, "test": 250}
-    assert load(path, tasks=Y, split={"val": 0.15, "test": 0.25, "seed": 1}).fingerprint != data.fingerprint
-    values = torch.cat([data.splits[s].inputs["numeric"][:, 0] for s in ALL])
-    assert len(values.unique()) == 1000  # every row once
-
-
-def test_a_key_stays_in_one_split_whatever_the_order_of_rows(tmp_path: Path) -> None:
-    frame = customers(800).with_columns(pl.col("user").alias("twin"))
-    frame.write_parquet(tmp_path / "a.parquet")
-    frame.sample(fraction=1, shuffle=True, seed=5).write_parquet(tmp_path / "b.parquet")
-    found = []
-    for name in ("a", "b"):
-        data = load(tmp_path / f"{name}.parquet", split={"by": "user"})
-        column = data.fitted["columns"][[c["name"] for c in data.fitted["columns"]].index("twin")]
-        place = list(data.features.numeric).index("twin")
-        users = {
-            split: set(
-                (data.splits[split].inputs["numeric"][:, place].double() * column["scale"] + column["mean"])
-                .round()
-                .tolist()
-            )
-            for split in ALL
-        }
-        assert users["train"].isdisjoint(users["val"] | users["test"])
-        assert users["val"].isdisjoint(users["test"])
-        assert len(data.splits["test"]) == pytest.approx(160, abs=10)
-        found.append(users)
-    assert found[0] == found[1]
-
-
-def test_a_column_says_where_rows_belong(tmp_path: Path) -> None:
-    words = ["train", "Train", "training", "dev", "valid", "validation", "val", "test", "testing", "TEST"]
-    text = "x,y,part\n" + "".join(f"{i},{(i // 10) % 2},{words[i % 10]}\n" for i in range(100))
-    data = load(csv(tmp_path, text), tasks=Y, split={"column": "part"})
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 30, "val": 40, "test": 30}
-    without = text.replace("dev", "train").replace("valid,", "train").replace("validation", "train")
-    without = without.replace(",valid\n", ",train\n").replace(",val\n", ",train\n")
-    data = load(csv(tmp_path, without), tasks=Y, split={"column": "part", "val": 0.5})
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 35, "val": 35, "test": 30}
-
-
-def test_test_rows_in_a_file_of_their_own(tmp_path: Path) -> None:
-    train, test = csv(tmp_path, lines(100), "train.csv"), csv(tmp_path, lines(30).replace("abc", "x"), "test.csv")
-    data = load(train, tasks=Y, split={"test_path": str(test), "val": 0.2})
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 80, "val": 20, "test": 30}
-    test.write_text(test.read_text().replace("x,c,y", "x,d,y"))
-    with pytest.raises(MtlError, match=r"test\.csv: lacks the column c"):
-        load(train, tasks=Y, split={"test_path": str(test)})
-
-
-@pytest.mark.parametrize("rows", [3, 5, 10])
-def test_few_rows_still_fill_every_split(tmp_path: Path, rows: int) -> None:
-    text = "x,y\n" + "".join(f"{i},{i % 2}\n" for i in range(rows))
-    sizes = {}
-    for seed in range(20):  # a split of so few rows may have one class only
-        try:
-            data = load(csv(tmp_path, text), tasks=Y, split={"seed": seed})
-        except OptionError as error:
-            if "every training row has the label" in str(error) or "no column is left" in str(error):
-                continue
-            raise
-        sizes = {name: len(split) for name, split in data.splits.items()}
-        assert min(sizes.values()) >= 1
-        assert sum(sizes.values()) == rows
-
-
-def test_what_a_key_decides_is_said_as_it_is(tmp_path: Path) -> None:
-    text = "uid,s,x,y\n" + "".join(f"u{i % 9},{['train', 'test', 'val'][i % 3]},{i},{i % 2}\n" for i in range(90))
-    no_val = text.replace(",val,", ",test,")
-
-    def key(text: str, **split: Any) -> str:
-        data = load(csv(tmp_path, text), tasks=Y, split={"by": "uid", **split})
-        return next(use.detail for use in data.columns if use.used_as == "key")
-
-    assert key(text) == "all rows of a key come into the same split"
-    assert key(text, column="s") == "the column 's' says which split a row is in"
-    assert key(no_val, column="s").endswith("; between train and val, all rows of a key stay together")
-    csv(tmp_path, text, "test.csv")
-    own = key(text, test_path=str(tmp_path / "test.csv"))
-    assert own == "between train and val, all rows of a key stay together"
-
-
-# -- new files ---------------------------------------------------------------------------------------------------------
-
-
-def test_what_is_stored_is_enough_for_new_rows(tmp_path: Path) -> None:
-    frame = customers()
-    frame.write_parquet(tmp_path / "t.parquet")
-    told = dataset(tmp_path / "t.parquet", split={"by": "user"})
-    data = told.load()
-    stored = json.loads(json.dumps(data.fitted))
-    (tmp_path / "t.parquet").unlink()
-    restored = told.restore(stored)
-    assert (restored.tasks, restored.features, restored.fingerprint) == (data.tasks, data.features, data.fingerprint)
-    frame.with_columns(extra=pl.lit(1)).write_csv(tmp_path / "new.csv")
-    rows = told.read(tmp_path / "new.csv", stored)
-    assert rows.labels == ("churn", "segment", "spend")
-    assert rows.carried == {"user": [str(user) for user in frame["user"]]}
-    assert rows.notes == ("columns that training did not have are passed over: extra",)
-    assert list(rows.rows) == list(range(1, 401))
-    everything = {
-        name: torch.cat([data.splits[split].inputs[name] for split in ALL]) for name in ("numeric", "categorical")
-    }
-    for name, tensor in everything.items():
-        assert torch.equal(rows.split.inputs[name].sort(0).values, tensor.sort(0).values)
-    frame.drop("churn", "spend").write_parquet(tmp_path / "unlabelled.parquet")
-    rows = told.read(tmp_path / "unlabelled.parquet", stored)
-    assert rows.labels == ("segment",)
-    assert (rows.split.targets["churn"] == -1).all()
-    assert rows.split.targets["spend"].isnan().all()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda f: f.drop("age", "city"), r"new\.parquet: lacks the columns age, city, which the training data has"),
-        (lambda f: f.rename({"age": "agge"}), r"lacks the column age.*did you mean 'agge'"),
-        (lambda f: f.with_columns(age=pl.lit("x")), r"row 1: column 'age' should hold a finite number.*found 'x'"),
-        (lambda f: f.with_columns(since=pl.lit(3)), r"column 'since' should hold a date.*its type is Int32"),
-        (lambda f: f.with_columns(segment=pl.lit("D")), r"label of task 'segment'.*one of its classes A, B, C.*'D'"),
-        (lambda f: f.with_columns(spend=pl.lit(-2.0)), r"'spend'.*at least 0, as `transform: log1p` needs.*-2\.0"),
-        (lambda f: f.head(0), r"new\.parquet: has no rows"),
-    ],
-    ids=["missing", "misspelt", "text", "type", "class", "range", "empty"],
-)
-def test_a_new_file_that_does_not_fit(tmp_path: Path, change: Any, message: str) -> None:
-    frame = customers(100)
-    frame.write_parquet(tmp_path / "t.parquet")
-    told = dataset(tmp_path / "t.parquet")
-    fitted = told.load().fitted
-    change(frame).write_parquet(tmp_path / "new.parquet")
-    with pytest.raises(MtlError, match=message):
-        told.read(tmp_path / "new.parquet", fitted)
-
-
-def test_categories_that_training_did_not_have_are_told(tmp_path: Path) -> None:
-    told = dataset(csv(tmp_path, lines(90)), tasks=Y)
-    fitted = told.load().fitted
-    for text, note in (
-        (
-            lines(30, r3="1,zebra,0", r9="1,yak,1"),
-            "2 of 30 rows hold values that training did not have (such as 'zebra')",
-        ),
-        (lines(30, r3="1,zebra,0"), "1 of 30 rows holds a value that training did not have (such as 'zebra')"),
-        (lines(30, r3="1,,0"), "1 of 30 rows holds no value, as no training row did"),
-    ):
-        notes = told.read(csv(tmp_path, text, "new.csv"), fitted).notes
-        assert notes == (f"column 'c': {note}",)
-    assert told.read(csv(tmp_path, lines(30), "new.csv"), fitted).notes == ()
-
-
-def test_bad_rows_of_a_new_file(tmp_path: Path) -> None:
-    told = dataset(csv(tmp_path, lines(90)), tasks=Y)
-    fitted = told.load().fitted
-    new = csv(tmp_path, lines(30, r3="oops,a,0", r9="1,b", r12="4,c,?"), "new.csv")
-    for labels in (True, False):
-        with pytest.raises(MtlError, match="correct it, or leave such rows out with --on-error skip") as caught:
-            told.read(new, fitted, labels)
-        assert "data." not in str(caught.value)
-    rows = told.read(new, fitted, on_error="skip")
-    assert (rows.left_out, len(rows.rows)) == (3, 27)
-    assert rows.notes[0].startswith("3 bad rows were left out (--on-error skip): ")
-    skipping = dataset(csv(tmp_path, lines(90)), tasks=Y, on_error="skip")
-    assert skipping.read(new, fitted, labels=False).left_out == 2
-    with pytest.raises(MtlError, match=r"new\.csv, row 9"):
-        skipping.read(new, fitted, on_error="stop")
-
-
-def test_damaged_preprocessing(tmp_path: Path) -> None:
-    told = dataset(csv(tmp_path, lines()), tasks=Y)
-    fitted = dict(told.load().fitted)
-    with pytest.raises(MtlError, match=r"preprocessing.json is damaged"):
-        told.restore({**fitted, "columns": [{"name": 3}]})
 
 
 def test_the_tasks_of_a_recipe(files: dict[str, Path]) -> None:

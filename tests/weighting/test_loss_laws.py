@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from weighting_toys import EPOCHS, STEPS_PER_EPOCH, ScriptedStep, Toy, ToyStep, build_loss, train
 
 from mtlcli import loss_weightings
@@ -104,6 +105,16 @@ def test_leaves_the_step_alone(loss_name: str) -> None:
         method.after_step(step)
         assert torch.equal(step.losses.detach(), losses)
     assert all(torch.equal(before[name], value) and value.grad is None for name, value in toy.params.items())
+
+
+def test_a_method_that_takes_gradients_says_so(loss_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Balancer then has to know the parameters."""
+    taken: list[Tensor] = []
+    gradient = ToyStep.gradient
+    monkeypatch.setattr(ToyStep, "gradient", lambda step, loss, at=None: taken.append(loss) or gradient(step, loss, at))
+    toy = Toy(3)
+    train(build_loss(loss_name, toy.tasks), toy, 0, NUM_STEPS)
+    assert bool(taken) == loss_weightings.get(loss_name).takes_gradients
 
 
 def test_a_method_that_says_so_does_not_mind_the_scale(loss_name: str) -> None:

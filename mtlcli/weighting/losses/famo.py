@@ -21,7 +21,8 @@ class FAMO(LossWeighting):
         factors on the losses' own gradients sum to 1; after the step, Adam moves the logits along
         J_softmax' (log D_before - log D_after), away from the tasks that improved most (Algorithm 1).
     Reads: the losses, and after the step the losses of the same batch again.
-    Cost: one more forward pass per step; 3 K numbers of state.
+    Cost: one more forward pass per step, and another where the step's own losses cannot be compared with it (bfloat16;
+        dropout in a closure); 3 K numbers of state.
     Source: Liu et al., FAMO: Fast Adaptive Multitask Optimization, NeurIPS 2023, arXiv 2306.03792; code
         Cranial-XIX/FAMO.
     Deviations: D is never below 1e-8 (counted); the code takes the log of whatever is left. The code also shortens the

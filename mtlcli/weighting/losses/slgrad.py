@@ -25,7 +25,8 @@ class SLGrad(LossWeighting):
         e = `distance`.
     Reads: per-sample losses, the main task's loss on a held-out batch and its gradient.
     Cost: two forward passes (one of them held out) and a backward pass over the shared part; with `look_ahead` two more
-        forward passes and a backward pass.
+        forward passes and a backward pass; without, one more where the step's own losses cannot be compared with them
+        (bfloat16; dropout in a closure).
     Source: Grégoire, Verboven, Guerry & Ginis, Sample-Level Weighting for Multi-Task Learning with Auxiliary Tasks,
         Applied Intelligence 2024, arXiv 2306.04519; code vub-dl/SLGrad.
     Deviations: the code takes each sample's gradient; a finite difference of all losses is the same up to the curvature
