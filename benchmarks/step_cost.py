@@ -133,6 +133,7 @@ def ours(made: Problem, loss: str, gradient: str, options: dict[str, Any] | None
         shared=list(made.trunk.parameters()),
         task_parameters={task: list(head.parameters()) for task, head in zip(made.tasks, made.heads, strict=True)},
         options={"loss": options or {}},
+        model=nn.ModuleList([made.trunk, made.heads]),
         epochs=1000,
         **settings,
     )

@@ -37,7 +37,9 @@ class GradientSection(Options):
     """Keys of `weighting.gradient:` that the engine reads for every method."""
 
     wrt: Literal["params", "representation", "last_shared"] = Field(
-        "params", description="where task gradients are taken"
+        "params",
+        description="where task gradients are taken; at the representation, heads that begin with a linear layer make "
+        "it about as cheap as plain training",
     )
     every: int = Field(1, ge=1, description="compute the weights every n-th step and reuse them in between")
     groups: Literal["all", "module", "tensor"] = Field(

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mtlcli.engine.factors import find_factors
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.rows import How, Rows, inner_products
+from mtlcli.engine.settings import check_fit, check_ranges
 from mtlcli.errors import MtlError
-from mtlcli.weighting.base import Anchor, GradientWeighting, LossWeighting, StepView, objections
+from mtlcli.weighting.base import Anchor, GradientWeighting, LossWeighting, StepView
 
 
 class Roots(StepView, Protocol):
@@ -100,9 +102,9 @@ class Step:
         self._reused: Tensor | None = None  # (groups, K)  the Gramian method's last weights
         self._methods = [gradient_weighting]
         self._group_sizes: list[int] = []
-        self._check_ranges()
+        check_ranges(wrt, every, smooth)
         if gradient_weighting.reads != "nothing":
-            self._check_settings()
+            check_fit(loss_weighting, gradient_weighting, wrt, every, smooth, self.shared, self.last_shared)
             self._divide([list(group) for group in groups])
 
     def backward(self, view: Roots, cut: Sequence[Tensor] = ()) -> Report:
@@ -173,30 +175,6 @@ class Step:
             rows.how = how
         for method, saved in zip(self._methods[1:], state["groups"], strict=True):
             method.load_state_dict(saved)
-
-    def _check_ranges(self) -> None:
-        for setting, value, fits, expected in (
-            ("wrt", self.wrt, self.wrt in get_args(Anchor), " or ".join(get_args(Anchor))),
-            ("every", self.every, type(self.every) is int and self.every >= 1, "a whole number of at least 1"),
-            ("smooth", self.smooth, isinstance(self.smooth, int | float) and 0 <= self.smooth < 1, "from 0 to below 1"),
-        ):
-            if not fits:
-                raise MtlError(f"{setting}: should be {expected}; found {value!r}")
-
-    def _check_settings(self) -> None:
-        gradient, loss = self.gradient_weighting, self.loss_weighting
-        name = gradient.name
-        for objection in objections(type(loss), loss.options, type(gradient), gradient.options):
-            raise MtlError(objection)
-        if self.wrt not in gradient.allowed_anchors():
-            raise MtlError(f"wrt: {self.wrt} does not go with '{name}'; use {' or '.join(gradient.allowed_anchors())}")
-        if self.wrt == "params" and not self.shared:
-            raise MtlError(f"gradient weighting '{name}' needs trainable shared parameters; this model has none")
-        if self.wrt == "last_shared" and not self.last_shared:
-            raise MtlError("wrt: last_shared needs the parameters of the last shared layer; none are known here")
-        for setting, wanted in (("every above 1", self.every > 1), ("smooth", self.smooth > 0)):
-            if wanted and not gradient.gives_weights():
-                raise MtlError(f"{setting} needs weights, and '{name}' mixes the gradients themselves; leave it out")
 
     def _divide(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
         """One method per group: they share options and random draws, not what they remember."""
@@ -317,16 +295,27 @@ class Step:
         if heads is not None and private:
             private_gradients = heads.gradients(private, keep_graph=True)
         along = [[] if heads is not None else parameters for parameters in self.private]
-        taken = self.rows.take(anchor, *trunk, along, keep_graph=self.wrt == "representation")
-        if heads is None:
-            private_gradients = taken.along
-        alpha, direction = self._decide(taken.jacobian, weighted)
-        parts = [d.view_as(t) for d, t in zip(torch.split(direction, [t.numel() for t in anchor]), anchor, strict=True)]
+        alpha: Tensor | None
         if self.wrt == "params":
+            taken = self.rows.take(anchor, *trunk, along, keep_graph=False)
+            found = taken.along
+            alpha, parts = self._decide(taken.jacobian, weighted, anchor)
             _accumulate(self.shared, [part if hit else None for part, hit in zip(parts, taken.reached, strict=True)])
         else:
+            factors = find_factors(trunk.roots, anchor) if self.gradient_weighting.reads == "gramian" else None
+            if factors is None:
+                taken = self.rows.take(anchor, *trunk, along, keep_graph=True)
+                found = taken.along
+                alpha, parts = self._decide(taken.jacobian, weighted, anchor)
+            else:
+                found = factors.take(*trunk, [p for parameters in along for p in parameters])
+                self._reused = self._solve(0, factors.gramian(), weighted)[None]
+                alpha = self._reused[0].to(weighted)
+                parts = factors.combine(alpha)
             torch.autograd.backward(list(anchor), parts)
             self.ranks.mean_([p.grad for p in self.shared if p.grad is not None])
+        if heads is None:
+            private_gradients = found
         if alpha is not None and self.gradient_weighting.heads == "weighted":
             sizes = [len(parameters) for parameters in self.private]
             scale = [a for a, size in zip(alpha, sizes, strict=True) for _ in range(size)]
@@ -334,40 +323,50 @@ class Step:
         self._write(private, private_gradients)
         return alpha
 
-    def _decide(self, jacobian: Tensor, weighted: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Jacobian (K, P) -> weights (K,) where the method has any, and the direction (P,)."""
+    def _decide(
+        self, jacobian: Tensor, weighted: Tensor, anchor: Sequence[Tensor]
+    ) -> tuple[Tensor | None, Sequence[Tensor]]:
+        """Jacobian (K, P) -> weights (K,) where the method has any, and the direction at each tensor of `anchor`."""
         if self.wrt == "params":
             self.ranks.mean_([jacobian])
         columns = torch.split(jacobian, self._group_sizes, dim=1) if self._group_sizes else (jacobian,)
-        if not self.gradient_weighting.gives_weights():
+        mean: Tensor | None = None
+        if self.gradient_weighting.gives_weights():
+            self._reused = torch.stack([self._weights(i, part, part, weighted) for i, part in enumerate(columns)])
+            alpha = self._reused.to(jacobian)
+            found = [a @ part for a, part in zip(alpha, columns, strict=True)]
+            mean = alpha.mean(0)
+        else:
             found = [method(part, weighted) for method, part in zip(self._methods, columns, strict=True)]
-            return None, found[0] if len(found) == 1 else torch.cat(found)
-        weights = torch.stack([self._weights(i, part, part, weighted) for i, part in enumerate(columns)])
-        self._reused = weights  # (groups, K)
-        alpha = weights.to(jacobian)
-        parts = [a @ part for a, part in zip(alpha, columns, strict=True)]
-        return alpha.mean(0), parts[0] if len(parts) == 1 else torch.cat(parts)
+        direction = torch.split(found[0] if len(found) == 1 else torch.cat(found), [t.numel() for t in anchor])
+        return mean, [part.view_as(t) for part, t in zip(direction, anchor, strict=True)]
 
     def _weights(self, group: int, rows: Tensor, columns: Tensor, weighted: Tensor) -> Tensor:
         """Weights (K,) from two Jacobians (K, P), which are one and the same where there are no further batches."""
         method = self._methods[group]
         if method.reads == "jacobian":
-            found: Tensor = method(rows, weighted).detach()
+            return self._smoothed(group, method(rows, weighted).detach())
+        return self._solve(group, inner_products(rows, columns), weighted)
+
+    def _solve(self, group: int, gramian: Tensor, weighted: Tensor) -> Tensor:
+        """Weights (K,) from the Gramian (K, K)."""
+        method = self._methods[group]
+        if self.wrt == "representation":  # every rank holds its own part of the batch, as `world` times its share
+            self.ranks.mean_([gramian])
+            gramian /= self.ranks.world
+        gramian, weighted = gramian.cpu(), weighted.double().cpu()
+        there = gramian.diagonal() > 0
+        if method.stops_at_zero and self._group_sizes and there.any() and not there.all():
+            found = torch.zeros_like(weighted)
+            found[there] = method(gramian[there][:, there], weighted[there]).detach()
         else:
-            gramian = inner_products(rows, columns)
-            if self.wrt == "representation":  # every rank holds its own part of the batch, as `world` times its share
-                self.ranks.mean_([gramian])
-                gramian /= self.ranks.world
-            gramian, weighted = gramian.cpu(), weighted.double().cpu()
-            there = gramian.diagonal() > 0
-            if method.stops_at_zero and self._group_sizes and there.any() and not there.all():
-                found = torch.zeros_like(weighted)
-                found[there] = method(gramian[there][:, there], weighted[there]).detach()
-            else:
-                found = method(gramian, weighted).detach()
+            found = method(gramian, weighted).detach()
+        return self._smoothed(group, found)
+
+    def _smoothed(self, group: int, weights: Tensor) -> Tensor:
         if self.smooth and self._reused is not None:
-            found = self.smooth * self._reused[group].to(found) + (1 - self.smooth) * found
-        return found
+            return self.smooth * self._reused[group].to(weights) + (1 - self.smooth) * weights
+        return weights
 
     def _write(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         self.ranks.mean_([g for g in gradients if g is not None])
