@@ -165,7 +165,7 @@ class Run:
         """preprocessing.json. Raises MtlError where the run has none, or it is damaged."""
         if not self.preprocessing_file.exists():
             raise MtlError(
-                f"{self.path}: has no preprocessing.json, so it cannot read new files; runs on a table of one's own can"
+                f"{self.path}: has no preprocessing.json, so it cannot read new files; runs on 'table' and 'images' can"
             )
         return read_json(self.preprocessing_file)
 

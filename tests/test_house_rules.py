@@ -38,7 +38,7 @@ SECTIONS = (
     HeadOptions,
 )
 RICH_FILES = {"render.py", "pages.py"}
-AUTOGRAD_FILES = {"engine/step.py", "engine/rows.py", "engine/view.py", "engine/closures.py"}  # the step, its two views
+AUTOGRAD_FILES = {f"engine/{name}.py" for name in ("step", "rows", "factors", "view", "closures")}
 
 
 def shipped_classes() -> list[Any]:

@@ -311,7 +311,7 @@ class Dataset(ABC):
 
         Raises MtlError where this dataset cannot read new files.
         """
-        raise MtlError(f"dataset '{self.name}' reads no files of one's own; new rows are for runs on a table")
+        raise MtlError(f"dataset '{self.name}' reads no files of one's own; 'table' and 'images' do")
 
     def read(
         self,
@@ -323,14 +323,14 @@ class Dataset(ABC):
         """The rows of a new file, encoded as the training rows were; labels where it has them, missing elsewhere.
 
         Args:
-            path: the file.
+            path: the file, or a folder of them.
             fitted: `MultiTaskData.fitted` of the run.
             labels: whether to read labels at all; without, whatever stands in their columns is no mistake.
             on_error: at a bad row: stop, or skip it; None does as the recipe says.
 
         Raises MtlError where the file does not fit, or where this dataset cannot read others.
         """
-        raise MtlError(f"{path}: dataset '{self.name}' reads no files of one's own; new rows are for runs on a table")
+        raise MtlError(f"{path}: dataset '{self.name}' reads no files of one's own; 'table' and 'images' do")
 
 
 def fingerprint(definition: Mapping[str, object], splits: Mapping[str, Split]) -> str:

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from mtlcli.data.base import BaseSplit, Batch, ImageFeatures, Loader, Split, fingerprint
 from mtlcli.data.loader import ResidentLoader
 from mtlcli.data.memory import available_mib
+from mtlcli.data.tables.reader import OF_A_RECIPE
 from mtlcli.errors import MtlError, how_many
 from mtlcli.tasks import Task
 
@@ -144,6 +145,15 @@ def below(name: str) -> bool:
     return not parts.is_absolute() and ".." not in parts.parts and "\0" not in name
 
 
+def names(folder: Path) -> list[str]:
+    """The pictures in a folder and the folders in it, by their endings; sorted. Links to folders are not followed."""
+    from PIL import Image
+
+    endings = Image.registered_extensions()
+    found = (Path(place, file) for place, _, files in os.walk(folder) for file in files)
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in endings)
+
+
 def outside(path: str, inside: str) -> str | None:
     """Where links of `path` lead, if out of the folder `inside`, which has none. Raises nothing."""
     real = os.path.realpath(path)
@@ -153,15 +163,15 @@ def outside(path: str, inside: str) -> str | None:
 class Skipped:
     """Rows without a usable picture: the first one ends it, or all are counted."""
 
-    def __init__(self, on_error: OnError) -> None:
-        self.skip = on_error == "skip"
+    def __init__(self, on_error: OnError, option: str = OF_A_RECIPE) -> None:
+        self.skip, self.option = on_error == "skip", option
         self.rows: set[int] = set()
         self.examples: list[str] = []
 
     def add(self, row: int, message: str) -> None:
         """One more; `message` names its place. Raises MtlError unless rows are left out."""
         if not self.skip:
-            raise MtlError(f"{message}; correct it, or leave such rows out with data.on_error: skip")
+            raise MtlError(f"{message}; correct it, or leave such rows out with {self.option}")
         self.rows.add(row)
         self.examples.append(message)
 
@@ -182,7 +192,7 @@ class Skipped:
         more = "; ..." if len(self.examples) > SHOWN else ""
         were = "was" if len(self.rows) == 1 else "were"
         return (
-            f"{how_many(len(self.rows), 'row')} without a usable picture {were} left out (data.on_error: skip): "
+            f"{how_many(len(self.rows), 'row')} without a usable picture {were} left out ({self.option}): "
             f"{'; '.join(self.examples[:SHOWN])}{more}"
         )
 

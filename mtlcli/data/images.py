@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -15,14 +16,16 @@ from pydantic import Field, field_validator
 
 from mtlcli.data import imagefiles
 from mtlcli.data.augment import DESCRIPTION, Change, augmentation
-from mtlcli.data.base import Dataset, ImageFeatures, MultiTaskData
-from mtlcli.data.imagefiles import Cache, OnError, Shape, Skipped
+from mtlcli.data.base import Dataset, ImageFeatures, MultiTaskData, NewRows
+from mtlcli.data.imagefiles import Cache, OnError, Scanned, Shape, Skipped
 from mtlcli.data.tables import labels
 from mtlcli.data.tables.fitted import Fitted, Label
 from mtlcli.data.tables.gather import Gathered, Table, Wanted
+from mtlcli.data.tables.kinds import Held
+from mtlcli.data.tables.labels import fitted_target
 from mtlcli.data.tables.options import SPLITS, SplitOptions, TaskOptions
 from mtlcli.data.tables.profile import Profile
-from mtlcli.data.tables.reader import where
+from mtlcli.data.tables.reader import OF_NEW_FILES, Faults, Reader, Target, where
 from mtlcli.data.tables.source import ROW, Source
 from mtlcli.data.tables.splits import TRAIN, Codes, check_sizes
 from mtlcli.errors import MtlError, OptionError
@@ -32,6 +35,7 @@ from mtlcli.registry import datasets
 if TYPE_CHECKING:
     import polars as pl
 
+Place = Callable[[int], str]  # where the row with a number is, for messages
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 
@@ -54,6 +58,9 @@ class Images(Dataset):
     A name never leads out of the folder: absolute names, `..` and links to the outside are refused, always. A file that
     is absent or no image, a name that stands twice or is missing, and a bad label end it with the row and the file;
     `on_error: skip` leaves these rows out, of a repeated name all but the first, and counts them.
+
+    `mtl predict` and `mtl eval --data` take a table like that of the labels, with names below `path`; `mtl predict`
+    also takes any folder, and reads all pictures in it.
 
     Raises MtlError with row and file, OptionError for an option that does not fit.
     """
@@ -92,13 +99,11 @@ class Images(Dataset):
         source = Source.at(options.labels, MISSING)
         found, frame, codes = self._table(source)
         skipped = Skipped(options.on_error)
-        paths = self._paths(frame, source, skipped)
-        shape = Shape(options.channels, *options.size)
+        place = partial(_where, source)
+        paths = self._paths(options.path, frame, place, skipped)
+        features = self._features()
         sound = [row for row in range(len(frame)) if row not in skipped.rows]
-        scanned = imagefiles.scan([paths[row] for row in sound], shape, options.cache, options.workers)
-        for place, fault in scanned.faults.items():
-            row = sound[place]
-            skipped.add(row, f"{_where(source, int(frame[ROW][row]))}: {paths[row]}: {fault}")
+        scanned = self._scan(paths, sound, frame[ROW], place, skipped)
         # Rows of a split lie together, so that each is a stretch of the pictures in memory.
         rows = {
             name: torch.tensor(
@@ -111,21 +116,96 @@ class Images(Dataset):
         fitted, notes = self._labels(found, frame[kept], np.array([codes[row] for row in kept], np.int8))
         encoded = fitted.encode(frame[sound]).targets
         targets = {name: {task: values[index] for task, values in encoded.items()} for name, index in rows.items()}
-        mean, std = IMAGENET[options.channels]
-        features = ImageFeatures(*shape, mean, std)
         meaning = {
             "dataset": self.name,
             "tasks": [asdict(task) for task in fitted.tasks],
             "features": asdict(features),
         }
+        digest = imagefiles.digest(meaning, scanned, rows, targets)
         return MultiTaskData(
             fitted.tasks,
             features,
             imagefiles.splits([paths[row] for row in sound], scanned, rows, targets, features, options.workers),
-            imagefiles.digest(meaning, scanned, rows, targets),
+            digest,
             augment=augmentation(options.augment) if options.augment else None,
+            fitted=fitted.model_copy(update={"fingerprint": digest}).model_dump(mode="json"),
             notes=(*notes, *([skipped.note] if skipped.note else [])),
         )
+
+    def restore(self, fitted: Mapping[str, Any]) -> MultiTaskData:
+        """Tasks as they were fitted."""
+        known = Fitted.of(fitted)
+        return MultiTaskData(known.tasks, self._features(), {}, known.fingerprint, fitted=fitted)
+
+    def read(
+        self,
+        path: Path,
+        fitted: Mapping[str, Any],
+        labels: bool = True,
+        on_error: str | None = None,
+    ) -> NewRows:
+        """All pictures in the folder `path`, by name; or those that the table `path` names, in its order."""
+        import polars as pl
+
+        known, column = Fitted.of(fitted), self.options.file_column
+        skip = (on_error or self.options.on_error) == "skip"
+        faults, skipped = Faults(skip, OF_NEW_FILES), Skipped("skip" if skip else "stop", OF_NEW_FILES)
+        targets: list[Target] = []
+        files: tuple[Path, ...] = (path,)
+        if path.is_dir():
+            folder = path
+            frame = pl.DataFrame({column: imagefiles.names(path)}, {column: pl.String}).with_row_index(ROW)
+            place: Place = partial("{}, file {}".format, path)
+        else:
+            folder, source = self.options.path, Source.at(path, known.missing)
+            files = source.files
+            if not folder.is_dir():
+                raise MtlError(
+                    f"{path}: names pictures below {folder} (data.path), which is no longer there; mtl predict also "
+                    "takes a folder of pictures"
+                )
+            source.require([column], "the table of labels")
+            targets = [fitted_target(label) for label in known.labels if labels and label.column in source.types]
+            reader = Reader(source, {column: Held("text")}, targets)
+            frame = pl.concat([reader.read(block, faults) for block in source.blocks])
+            place = partial(_where, source)
+        paths = self._paths(folder, frame, place, skipped)
+        sound = [row for row in range(len(frame)) if row not in skipped.rows]
+        scanned = self._scan(paths, sound, frame[ROW], place, skipped)
+        kept = [row for row in range(len(frame)) if row not in skipped.rows]
+        notes = tuple(note for note in (faults.note, skipped.note) if note)
+        if not kept:
+            raise MtlError(f"{path}: has no picture that can be used{f': {notes[0]}' if notes else ''}")
+        index = {"new": torch.tensor([at for at in range(len(sound)) if at not in scanned.faults])}
+        labelled = {"new": known.encode(frame[kept]).targets}
+        given = [paths[row] for row in sound]
+        split = imagefiles.splits(given, scanned, index, labelled, self._features(), self.options.workers)["new"]
+        return NewRows(
+            files=files,
+            split=split,
+            rows=(frame[kept][ROW] + 1).to_list(),
+            left_out=faults.count + len(skipped.rows),
+            labels=tuple(target.task for target in targets),
+            carried={column: frame[kept][column].to_list()},
+            notes=notes,
+            classes={label.name: label.values for label in known.labels},
+        )
+
+    def _features(self) -> ImageFeatures:
+        mean, std = IMAGENET[self.options.channels]
+        return ImageFeatures(self.options.channels, *self.options.size, mean, std)
+
+    def _scan(
+        self, paths: Sequence[str], sound: Sequence[int], numbers: pl.Series, place: Place, skipped: Skipped
+    ) -> Scanned:
+        """Look into the files of the rows `sound`."""
+        options = self.options
+        shape = Shape(options.channels, *options.size)
+        scanned = imagefiles.scan([paths[row] for row in sound], shape, options.cache, options.workers)
+        for at, fault in scanned.faults.items():
+            row = sound[at]
+            skipped.add(row, f"{place(numbers[row])}: {paths[row]}: {fault}")
+        return scanned
 
     def _table(self, source: Source) -> tuple[Gathered, pl.DataFrame, Sequence[int]]:
         """What one pass over the table found; its rows, ordered by split, and the split of each."""
@@ -158,31 +238,28 @@ class Images(Dataset):
         ordered = frame.with_columns(pl.Series("\0code", codes)).sort("\0code", maintain_order=True)
         return found, ordered.drop("\0code"), ordered["\0code"].to_list()
 
-    def _paths(self, frame: pl.DataFrame, source: Source, skipped: Skipped) -> list[str]:
-        """Of every row. Raises MtlError for one that leads out of the folder."""
-        inside = os.path.realpath(self.options.path)
+    def _paths(self, folder: Path, frame: pl.DataFrame, place: Place, skipped: Skipped) -> list[str]:
+        """Of every row. Raises MtlError for one that leads out of `folder`."""
+        inside = os.path.realpath(folder)
         first: dict[str, int] = {}
         paths = []
         for row, (name, number) in enumerate(zip(frame[self.options.file_column], frame[ROW], strict=True)):
-            path = self.options.path / (name or "")
+            path = folder / (name or "")
             paths.append(str(path))
             if name is None:
                 fault: str | None = f"names no file in the column '{self.options.file_column}'"
             elif not imagefiles.below(name):
-                raise MtlError(
-                    f"{_where(source, number)}: should name a file below {self.options.path}; found {name!r}"
-                )
+                raise MtlError(f"{place(number)}: should name a file below {folder}; found {name!r}")
             elif (real := imagefiles.outside(str(path), inside)) is not None:
                 raise MtlError(
-                    f"{_where(source, number)}: {path} is a link to {real}, outside of {self.options.path}; "
-                    "copy the file into the folder"
+                    f"{place(number)}: {path} is a link to {real}, outside of {folder}; copy the file into the folder"
                 )
             elif (key := str(PurePosixPath(name))) in first:
                 fault = f"{path} already stands in row {first[key] + 1}"
             else:
                 fault = _fault(path)
             if fault is not None:
-                skipped.add(row, f"{_where(source, number)}: {fault}")
+                skipped.add(row, f"{place(number)}: {fault}")
             else:
                 first[key] = number
         return paths
