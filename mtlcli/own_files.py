@@ -14,7 +14,7 @@ from mtlcli.errors import MtlError
 
 def predict(
     run: RunPath,
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="New rows: a file with the columns of training, or pictures.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A file with the columns of training, or pictures.")],
     out: Annotated[Path, typer.Option("--out", help="The file to write: .parquet, .csv, .arrow or .jsonl.")],
     checkpoint: Checkpoint = CheckpointName.best,
     device: Device = "auto",

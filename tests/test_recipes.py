@@ -56,12 +56,15 @@ def test_a_recipe_fits_its_data(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent != FOLDER], ids=label)
 def test_a_recipe_is_where_its_name_says(path: Path) -> None:
-    """`recipes/<dataset>/<method>.yaml`, where there are several encoders `<encoder>_<method>.yaml`.
+    """`recipes/<dataset>/<method>.yaml`; where there are several encoders `<encoder>_<method>.yaml`; those for a preset
+    of the data in a folder of that name.
 
     It begins with a line that says what it is.
     """
     recipe = recipes.load(path)
-    assert path.parent.name == recipe.dataset.name
+    preset = recipe.as_dict()["data"].get("preset", "standard")
+    folders = [recipe.dataset.name, *([] if preset == "standard" else [preset])]
+    assert list(path.relative_to(FOLDER).parent.parts) == folders
     assert path.stem in (recipe.method, f"{recipe.encoder.name}_{recipe.method}")
     assert path.read_text(encoding="utf-8").startswith("# ")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +12,7 @@ from pydantic import Field, field_validator
 from mtlcli import nested, registry
 from mtlcli.data.base import Dataset, MultiTaskData
 from mtlcli.data.sources import Policy, combined
-from mtlcli.errors import OptionError
+from mtlcli.errors import MtlError, OptionError
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import datasets
 
@@ -60,11 +62,16 @@ class Joint(Dataset):
     options: Options
 
     def load(self) -> MultiTaskData:
-        """Every source in turn."""
+        """Every source in turn; what it says of its keys is said of where they stand here."""
         found: dict[str, MultiTaskData] = {}
         for source, (cls, options) in nested.read(registry.datasets, self.options.sources).items():
+            keys = re.compile(rf"\bdata\.(?=({'|'.join(cls.Options.model_fields)})\b)")
+            at = f"data.sources.{source}."
             try:
-                found[source] = cls(options).load()
+                data = cls(options).load()
             except OptionError as error:
-                raise OptionError(f"sources.{source}.{error.option}", error.message) from None
+                raise OptionError(f"sources.{source}.{error.option}", keys.sub(at, error.message)) from None
+            except MtlError as error:
+                raise MtlError(keys.sub(at, str(error))) from None
+            found[source] = replace(data, notes=tuple(keys.sub(at, note) for note in data.notes))
         return combined(found, self.options.policy, self.options.temperature)

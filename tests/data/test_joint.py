@@ -251,6 +251,24 @@ def test_a_table_and_pictures_train_together(shop: Path, loss: str, gradient: st
     assert all(p.isfinite().all() for p in training.model.parameters())
 
 
+def test_what_a_source_says_of_its_keys_is_said_of_where_they_stand(shop: Path, tmp_path: Path) -> None:
+    for name in ("customers.csv", "labels.csv"):
+        (tmp_path / name).write_text((shop / name).read_text())
+    (tmp_path / "pictures").symlink_to(shop / "pictures")
+    with (tmp_path / "customers.csv").open("a") as table:
+        table.write("1,a,7\n1,a,maybe\n")
+    with pytest.raises(MtlError, match=r"leave such rows out with data\.sources\.churn\.on_error: skip"):
+        prepare(mixed(tmp_path, PER_SOURCE), CPU)
+    sources = {"churn": CUSTOMERS | {"on_error": "skip"}, "pic": PICTURES}
+    (tmp_path / "labels.csv").write_text((shop / "labels.csv").read_text() + "gone.png,1\n")
+    with pytest.raises(MtlError, match=r"gone\.png; .*data\.sources\.pic\.on_error: skip"):
+        prepare(mixed(tmp_path, PER_SOURCE, data={"sources": sources}), CPU)
+    sources["pic"] = PICTURES | {"on_error": "skip"}
+    notes = prepare(mixed(tmp_path, PER_SOURCE, data={"sources": sources}), CPU).data.notes
+    assert any(n.startswith("churn: 2 bad rows were left out (data.sources.churn.on_error: skip)") for n in notes)
+    assert any("left out (data.sources.pic.on_error: skip)" in note for note in notes)
+
+
 def test_a_table_and_pictures_learn(shop: Path, tmp_path: Path) -> None:
     events, _ = fit(mixed(shop, PER_SOURCE, train={"epochs": 40}, optimizer={"lr": 0.01}), tmp_path / "run")
     assert isinstance(events[-1], Finished)

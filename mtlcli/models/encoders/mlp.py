@@ -37,16 +37,22 @@ class Mlp(Encoder):
         dropout: float = Field(0.0, ge=0, lt=1, description="after every activation")
         norm: Norm = Field("none", description="between linear and activation")
 
-    def __init__(self, options: Options, features: TableFeatures) -> None:
+    def __init__(self, options: Options, features: TableFeatures, stem: Stem | None = None) -> None:
         super().__init__()
-        stem = TableStem(features, options.embedding)
+        stem = stem or TableStem(features, options.embedding)
         widths = (stem.out_features, *options.widths)
         layers = (dense(*pair, options.activation, options.dropout, options.norm) for pair in pairwise(widths))
         self.stages = nn.ModuleList([stem, *layers])
         self.stem_features, self.out_features = stem.out_features, widths[-1]
 
 
-class TableStem(nn.Module):
+class Stem(nn.Module):
+    """Stage 0: a table's inputs -> (B, out_features)."""
+
+    out_features: int
+
+
+class TableStem(Stem):
     """`numeric` (B, F) and `categorical` (B, C) -> (B, C * embedding + F).
 
     Code 0, a category that training has not or a missing value, is the mean of its column's categories, plus a row of
