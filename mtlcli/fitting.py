@@ -86,13 +86,11 @@ def engine(gradient: Part, settings: GradientSection, trunk: Part) -> list[Probl
             for key, wanted, allowed in (("every", settings.every > 1, "1"), ("smooth", settings.smooth > 0, "0"))
             if wanted
         ]
-    if settings.groups != "all" and (settings.wrt != "params" or settings.every > 1 or method.extra_batches):
-        further = f", and no further batches, which '{gradient.name}' needs" if method.extra_batches else ""
+    if settings.groups != "all" and settings.wrt != "params":
         problems.append(
             Problem(
                 "weighting.gradient.groups",
-                f"each group has weights of its own, which needs wrt: params and every: 1{further}; "
-                f"found wrt: {settings.wrt} and every: {settings.every}",
+                f"should be all: groups divide the gradients at parameters (wrt: params); found wrt: {settings.wrt}",
             )
         )
     return problems

@@ -101,7 +101,7 @@ class Step:
         self._calls = 0
         self._reused: Tensor | None = None  # (groups, K)  the Gramian method's last weights
         self._methods = [gradient_weighting]
-        self._group_sizes: list[int] = []
+        self._groups: Sequence[Sequence[nn.Parameter]] = ()
         check_ranges(wrt, every, smooth)
         if gradient_weighting.reads != "nothing":
             check_fit(loss_weighting, gradient_weighting, wrt, every, smooth, self.shared, self.last_shared)
@@ -133,15 +133,16 @@ class Step:
             self._push(trunk, heads)
         elif self._reused is not None and self._calls % self.every:
             weights = self._push_weighted(self._reused, trunk, heads)
+            passes = len(self._reused)
         elif self._extra_rows:
             first, second = self._extra_jacobians(view, factor)
-            self._reused = self._weights(0, first, second, weighted)[None]
+            self._reused = self._all_weights(first, second, weighted)
             weights = self._push_weighted(self._reused, trunk, heads)
-            passes = 1 if self.wrt == "last_shared" else 1 + 2 * len(trunk.roots)
+            passes = len(self._reused) + (0 if self.wrt == "last_shared" else 2 * len(trunk.roots))
         elif self.wrt == "last_shared":
             jacobian = self.rows.take(self.last_shared, *trunk, [[]] * len(trunk.roots), keep_graph=True).jacobian
             self.ranks.mean_([jacobian])
-            self._reused = self._weights(0, jacobian, jacobian, weighted)[None]
+            self._reused = self._all_weights(jacobian, jacobian, weighted)
             weights = self._push_weighted(self._reused, trunk, heads)
         else:
             weights = self._combine(weighted, trunk, heads if raw_heads else None, cut)
@@ -184,14 +185,9 @@ class Step:
             raise MtlError("groups: every shared parameter should be in exactly one group")
         if len(groups) == 1:
             return
-        if self.wrt != "params" or self.every > 1:
-            raise MtlError("groups need wrt: params and every: 1, since each group has weights of its own")
-        if self._extra_rows:
-            raise MtlError(
-                f"groups cannot go with '{self.gradient_weighting.name}', whose weights come from other batches"
-            )
-        self.shared = [p for group in groups for p in group]
-        self._group_sizes = [sum(p.numel() for p in group) for group in groups]
+        if self.wrt != "params":
+            raise MtlError(f"groups need wrt: params, whose gradients they divide; found wrt: {self.wrt}")
+        self._groups, self.shared = groups, [p for group in groups for p in group]
         method = self.gradient_weighting
         copies = [copy.deepcopy(method, {id(method.rng): method.rng}) for _ in groups[1:]]
         for duplicate in copies:
@@ -261,13 +257,21 @@ class Step:
         return found
 
     def _push_weighted(self, weights: Tensor, trunk: Weighted, heads: Weighted) -> Tensor:
-        """One backward pass with known weights (1, K)."""
-        alpha = weights[0].to(trunk.pull[0])
-        weighted = trunk.times(alpha)
+        """A backward pass for each group, with known weights (groups, K). Returns their mean (K,)."""
+        alpha = weights.to(trunk.pull[0])
+        mean = alpha.mean(0)
+        weighted = trunk.times(mean)
         if self.gradient_weighting.heads == "weighted":
-            heads = weighted if heads is trunk else heads.times(alpha)
-        self._push(weighted, heads)
-        return alpha
+            heads = weighted if heads is trunk else heads.times(mean)
+        if len(alpha) == 1:
+            self._push(weighted, heads)
+            return mean
+        private = [p for parameters in self.private for p in parameters]
+        if private:
+            self._write(private, heads.gradients(private, keep_graph=True))
+        for i, (own, group) in enumerate(zip(alpha, self._groups, strict=True)):
+            self._write(group, trunk.times(own).gradients(group, keep_graph=i < len(alpha) - 1))
+        return mean
 
     def _push(self, trunk: Weighted, heads: Weighted) -> None:
         """Weighted sum of the losses into `.grad`; heads may have weights of their own."""
@@ -276,8 +280,7 @@ class Step:
             torch.autograd.backward(trunk.roots, trunk.pull)
             self.ranks.mean_([p.grad for p in (*self.shared, *private) if p.grad is not None])
             return
-        found = heads.gradients(private, keep_graph=True)
-        self._write(private, found)
+        self._write(private, heads.gradients(private, keep_graph=True))
         if self.shared:
             self._write(self.shared, trunk.gradients(self.shared, keep_graph=False))
 
@@ -329,10 +332,10 @@ class Step:
         """Jacobian (K, P) -> weights (K,) where the method has any, and the direction at each tensor of `anchor`."""
         if self.wrt == "params":
             self.ranks.mean_([jacobian])
-        columns = torch.split(jacobian, self._group_sizes, dim=1) if self._group_sizes else (jacobian,)
+        columns = self._by_group(jacobian)
         mean: Tensor | None = None
         if self.gradient_weighting.gives_weights():
-            self._reused = torch.stack([self._weights(i, part, part, weighted) for i, part in enumerate(columns)])
+            self._reused = self._all_weights(jacobian, jacobian, weighted)
             alpha = self._reused.to(jacobian)
             found = [a @ part for a, part in zip(alpha, columns, strict=True)]
             mean = alpha.mean(0)
@@ -341,12 +344,19 @@ class Step:
         direction = torch.split(found[0] if len(found) == 1 else torch.cat(found), [t.numel() for t in anchor])
         return mean, [part.view_as(t) for part, t in zip(direction, anchor, strict=True)]
 
-    def _weights(self, group: int, rows: Tensor, columns: Tensor, weighted: Tensor) -> Tensor:
-        """Weights (K,) from two Jacobians (K, P), which are one and the same where there are no further batches."""
-        method = self._methods[group]
-        if method.reads == "jacobian":
-            return self._smoothed(group, method(rows, weighted).detach())
-        return self._solve(group, inner_products(rows, columns), weighted)
+    def _all_weights(self, first: Tensor, second: Tensor, weighted: Tensor) -> Tensor:
+        """Weights (groups, K) from two Jacobians (K, P), which are one and the same without further batches."""
+        found = []
+        for i, (rows, columns) in enumerate(zip(self._by_group(first), self._by_group(second), strict=True)):
+            if self._methods[i].reads == "jacobian":
+                found.append(self._smoothed(i, self._methods[i](rows, weighted).detach()))
+            else:
+                found.append(self._solve(i, inner_products(rows, columns), weighted))
+        return torch.stack(found)
+
+    def _by_group(self, jacobian: Tensor) -> Sequence[Tensor]:
+        sizes = [sum(p.numel() for p in group) for group in self._groups]
+        return torch.split(jacobian, sizes, dim=1) if sizes else (jacobian,)
 
     def _solve(self, group: int, gramian: Tensor, weighted: Tensor) -> Tensor:
         """Weights (K,) from the Gramian (K, K)."""
@@ -356,7 +366,7 @@ class Step:
             gramian /= self.ranks.world
         gramian, weighted = gramian.cpu(), weighted.double().cpu()
         there = gramian.diagonal() > 0
-        if method.stops_at_zero and self._group_sizes and there.any() and not there.all():
+        if method.stops_at_zero and self._groups and there.any() and not there.all():
             found = torch.zeros_like(weighted)
             found[there] = method(gramian[there][:, there], weighted[there]).detach()
         else:

@@ -108,6 +108,7 @@ def test_reused_weights_and_norms_resume(tmp_path: Path) -> None:
     [
         {"name": "mgda", "wrt": "last_shared", "every": 2, "smooth": 0.5},
         {"name": "gradvac", "groups": "module", "smooth": 0.3},
+        {"name": "nash_mtl", "groups": "module", "every": 3},
         {"name": "graddrop", "groups": "tensor"},
     ],
 )

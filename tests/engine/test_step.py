@@ -337,6 +337,24 @@ def test_groups_of_a_jacobian_method_cover_everything() -> None:
     assert_equal(gradients(made), by_hand(made, Weighted.factors, Weighted.factors))
 
 
+@pytest.mark.parametrize("loss", [Weighted, RawHeads])
+def test_weights_of_groups_are_reused(loss: Any) -> None:
+    """Every group keeps its own; a pass for each of them, and heads learn as they do at every step."""
+    fresh, again = prepared(), prepared()
+    shared, private = again.model.shared_parameters(), again.model.task_parameters()
+    step = Step(shared, private, built(loss), built(Alternating), groups=grouped(again), every=2)
+    step.backward(view_of(again))
+    expected = gradients(again)
+    again.model.zero_grad(set_to_none=True)
+    report = step.backward(view_of(again))
+    assert_equal(gradients(again), expected)
+    assert report.passes == len(grouped(again)) == 3
+    torch.testing.assert_close(report.weights, Weighted.factors * step._reused.mean(0))  # type: ignore[union-attr]
+    assert len({id(method) for method in step._methods}) == 3
+    run(fresh, built(loss), built(Alternating), groups=grouped(fresh))
+    assert_equal(expected, gradients(fresh))
+
+
 class Alternating(FixedAlpha):
     """Weights that change at every call."""
 
@@ -362,7 +380,7 @@ def test_smoothing_averages_the_weights_over_steps() -> None:
     ("how", "says"),
     [
         ({"groups": "overlapping"}, "exactly one group"),
-        ({"groups": "fine", "every": 2}, "every: 1"),
+        ({"groups": "fine", "wrt": "representation"}, "groups need wrt: params"),
         ({"wrt": "last_shared"}, "last shared layer"),
         ({"every": 2, "method": SumOfRows}, "every above 1 needs weights"),
         ({"smooth": 0.5, "method": SumOfRows}, "smooth needs weights"),
@@ -385,8 +403,8 @@ class FixedAlphaOfOthers(FixedAlpha):
     extra_batches: ClassVar[Any] = 2
 
 
-@pytest.mark.parametrize("wrt", ["params", "last_shared"])
-def test_further_batches_give_the_gramian_and_none_of_the_direction(wrt: Any) -> None:
+@pytest.mark.parametrize(("wrt", "in_groups"), [("params", False), ("last_shared", False), ("params", True)])
+def test_further_batches_give_the_gramian_and_none_of_the_direction(wrt: Any, in_groups: bool) -> None:
     """Rows from the first, columns from the second, both of the weighted losses; the step's own batch is trained on."""
     made = prepared()
     last = made.model.trunk.last_shared_parameters()
@@ -396,8 +414,15 @@ def test_further_batches_give_the_gramian_and_none_of_the_direction(wrt: Any) ->
     train.targets["amount"] = train.targets["amount"].double()
     parts = [train.rows(slice(0, 48)), train.rows(slice(48, 70)), train.rows(slice(70, 96))]
     method = built(FixedAlphaOfOthers)
+    groups = grouped(made) if in_groups else [anchor]
     step = Step(
-        made.model.shared_parameters(), made.model.task_parameters(), built(Weighted), method, wrt=wrt, last_shared=last
+        made.model.shared_parameters(),
+        made.model.task_parameters(),
+        built(Weighted),
+        method,
+        wrt=wrt,
+        last_shared=last,
+        groups=groups if in_groups else (),
     )
     made.model.zero_grad(set_to_none=True)
 
@@ -414,24 +439,22 @@ def test_further_batches_give_the_gramian_and_none_of_the_direction(wrt: Any) ->
 
     report = step.backward(view(0))
     found = gradients(made)
-    jacobians = []
-    for number in (1, 2):
+
+    def jacobian(number: int, of: list[Any]) -> Tensor:
         losses = Weighted.factors * view(number).losses
-        rows = [torch.autograd.grad(loss, anchor, retain_graph=True, allow_unused=True) for loss in losses]
-        jacobians.append(
-            torch.stack(
-                [
-                    torch.cat(
-                        [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(row, anchor, strict=True)]
-                    )
-                    for row in rows
-                ]
-            )
+        rows = [torch.autograd.grad(loss, of, retain_graph=True, allow_unused=True) for loss in losses]
+        return torch.stack(
+            [
+                torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(row, of, strict=True)])
+                for row in rows
+            ]
         )
-    torch.testing.assert_close(method.seen[0], jacobians[0] @ jacobians[1].T)
+
+    for own, group in zip(step._methods, groups, strict=True):
+        torch.testing.assert_close(own.seen[0], jacobian(1, group) @ jacobian(2, group).T)  # type: ignore[attr-defined]
     torch.testing.assert_close(method.seen[1], Weighted.factors * view(0).losses.detach())
     assert_equal(found, by_hand(made, Weighted.factors * ALPHA, Weighted.factors))
-    assert report.passes == (7 if wrt == "params" else 1)
+    assert report.passes == (1 if wrt == "last_shared" else 6 + len(groups))
 
 
 class Logs(LossWeighting):
