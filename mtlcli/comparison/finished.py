@@ -15,7 +15,9 @@ from mtlcli.runs import Run
 from mtlcli.yamlfile import flatten
 
 NO_EFFECT = ("train.log_every_steps", "train.checkpoint_every_steps")  # keys that no result depends on
-_KINDS = {"method": str, "seed": int, "dataset": str, "fingerprint": str, "cost": dict}  # what is relied on
+# What is relied on; the value of a metric and every cost are numbers besides, or null where they are not known.
+_KINDS = {"method": str, "seed": int, "dataset": str, "fingerprint": str, "tasks": dict, "cost": dict}
+_METRIC_KINDS = {"unit": str, "higher_is_better": bool}
 
 
 @dataclass(frozen=True)
@@ -53,24 +55,41 @@ def read_run(path: Path) -> Finished:
     run = Run.open(path)
     result = run.result()
     try:
-        metrics = {
-            (task, name): {key: metric[key] for key in ("value", "unit", "higher_is_better")}
-            for task, scores in result["tasks"].items()
-            for name, metric in scores["metrics"].items()
-        }
-        for key, kind in _KINDS.items():
-            if not isinstance(result[key], kind):
-                raise TypeError(f"{key} is {result[key]!r}")
-        for (task, name), metric in metrics.items():
-            if metric["value"] is not None and not math.isfinite(metric["value"]):
-                raise ValueError(f"{task}.{name} is {metric['value']}")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        metrics = _metrics(result)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise MtlError(f"{run.result_file}: was not written by mtl, or is damaged ({error!r})") from None
     # The resolved recipe as plain values: nothing is checked again, and torch is not needed.
     settings = yamlfile.read(run.recipe_file).values
     if not isinstance(settings, dict):
         raise MtlError(f"{run.recipe_file}: was not written by mtl, or is damaged")
     return Finished(run.path, flatten(settings), result, metrics)
+
+
+def _metrics(result: Mapping[str, Any]) -> dict[Metric, Mapping[str, Any]]:
+    """Value, unit and direction by task and metric. Raises what Python does where a result is not as mtl writes it: a
+    wrong type has to be found here, where the file is known, and not in a sum over several runs."""
+    _of_kinds(result, _KINDS, "")
+    metrics: dict[Metric, Mapping[str, Any]] = {}
+    counts = result.get("counts") or {}
+    _of_kinds(counts, dict.fromkeys(counts, int), "counts.")
+    numbers = {f"cost.{key}": value for key, value in result["cost"].items()}
+    for task, scores in result["tasks"].items():
+        for name, metric in scores["metrics"].items():
+            _of_kinds(metric, _METRIC_KINDS, f"{task}.{name}.")
+            metrics[task, name] = {key: metric[key] for key in ("value", *_METRIC_KINDS)}
+            numbers[f"{task}.{name}"] = metric["value"]
+    for what, number in numbers.items():
+        if number is not None and (isinstance(number, bool) or not math.isfinite(number)):
+            raise ValueError(f"{what} is {number!r}")
+    if not result["tasks"]:
+        raise ValueError("tasks is {}")
+    return metrics
+
+
+def _of_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], above: str) -> None:
+    for key, kind in kinds.items():
+        if type(values[key]) is not kind:  # True is no seed
+            raise TypeError(f"{above}{key} is {values[key]!r}")
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:

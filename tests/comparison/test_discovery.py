@@ -113,6 +113,28 @@ def test_damaged_runs_are_named_and_left_out() -> None:
         chosen("runs/b")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", True),
+        ("tasks", {}),
+        ("cost", {"seconds": "slow"}),
+        ("cost", {"peak_mib": float("inf")}),
+        ("counts", {"solver": None}),
+        ("tasks", {"a": {"metrics": {"auroc": {"value": 10**400, "unit": "", "higher_is_better": True}}}}),
+        ("tasks", {"a": {"metrics": {"auroc": {"value": 0.5, "unit": None, "higher_is_better": True}}}}),
+        ("tasks", {"a": {"metrics": {"auroc": {"value": 0.5, "unit": "", "higher_is_better": "yes"}}}}),
+    ],
+)
+def test_a_wrong_type_in_a_result_costs_that_run_alone(key: str, value: Any) -> None:
+    fake(Path("runs/a"), "ew", 0, BOTH)
+    file = fake(Path("runs/b"), "uw", 0, BOTH) / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    found = discovery.choose([Path("runs")])
+    assert [run.path for run in found.runs] == [Path("runs/a")]
+    assert [message.partition(": ")[0] for message in found.damaged] == ["runs/b/result.json"]
+
+
 def test_what_is_named_is_never_passed_over() -> None:
     """The group is the one of the named runs, however large others are; their own mistakes are errors as ever."""
     for method in ("ew", "uw"):
