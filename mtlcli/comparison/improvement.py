@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+ROUNDING = 1e-12  # relative: differences below it come from the arithmetic, not from the runs
 Metric = tuple[str, str]  # task, metric
 Values = Mapping[Metric, float | None]  # of one method with one seed; None where a metric is undefined
 About = Mapping[Metric, Mapping[str, Any]]  # `higher_is_better` by metric
@@ -62,11 +64,24 @@ def mean_ranks(by_method: Mapping[str, Sequence[Values]], about: About) -> dict[
             if known:
                 means[method] = statistics.fmean(known) * (-1 if meta["higher_is_better"] else 1)
         lacking |= by_method.keys() - means.keys() if means else set()
-        for method, mean in means.items():
-            better = sum(other < mean for other in means.values())
-            tied = sum(other == mean for other in means.values())
-            ranks[method].append(better + (tied + 1) / 2)
+        for method, place in ranked(means).items():
+            ranks[method].append(place)
     return {m: statistics.fmean(found) if found and m not in lacking else None for m, found in ranks.items()}
+
+
+def ranked(means: Mapping[str, float]) -> dict[str, float]:
+    """Rank of each mean, 1 is the lowest, ties averaged."""
+    places = {}
+    for method, mean in means.items():
+        tied = sum(alike(other, mean) for other in means.values())
+        below = sum(other < mean and not alike(other, mean) for other in means.values())
+        places[method] = below + (tied + 1) / 2
+    return places
+
+
+def alike(one: float, other: float) -> bool:
+    """Whether two means are the same: 0.7, 0.8, 0.9 and three times 0.8 differ in the last bit by the arithmetic."""
+    return math.isclose(one, other, rel_tol=ROUNDING)
 
 
 def _gains(values: Values, base: Mapping[Metric, float], about: About) -> dict[Metric, float] | None:

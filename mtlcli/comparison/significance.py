@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mtlcli.comparison.improvement import ROUNDING
+
 CONFIDENCE = 0.95  # of intervals; a difference counts as found where its corrected p is below 1 - CONFIDENCE
 ALPHA = 0.05
 LEAST_FOR_WILCOXON = 6  # seeds: 2 / 2^6 = 0.03; with fewer, no outcome of the signed-rank test is below 0.05
 WILCOXON, PAIRED_T = "wilcoxon", "paired t"
 BETTER, WORSE, WITHIN_SPREAD = "better", "worse", "within spread"
-
-_ROUNDING = 1e-12  # relative: differences below it come from the arithmetic, not from the runs
 
 # What a report says of the test itself.
 TEST = {
@@ -106,17 +106,24 @@ def compare(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Paired | 
     if len(shared) < 2:
         return None
     a, b = [ours[seed] for seed in shared], [theirs[seed] for seed in shared]
-    noise = _ROUNDING * max(abs(value) for value in (*a, *b))
-    differences = [x - y if abs(x - y) > noise else 0.0 for x, y in zip(a, b, strict=True)]
-    alike = max(differences) - min(differences) <= noise
-    if alike:
-        differences = [differences[0]] * len(shared)
-    if alike or sum(d != 0 for d in differences) >= LEAST_FOR_WILCOXON:
+    noise = ROUNDING * max(abs(value) for value in (*a, *b))
+    differences = _without_noise([x - y for x, y in zip(a, b, strict=True)], noise)
+    if len(set(differences)) == 1 or sum(d != 0 for d in differences) >= LEAST_FOR_WILCOXON:
         p, test = wilcoxon(differences), WILCOXON
     else:
         p, test = paired_t(differences), PAIRED_T
     spread = max(statistics.stdev(a), statistics.stdev(b))
     return Paired(p, test, statistics.fmean(differences), spread, len(shared))
+
+
+def _without_noise(differences: Sequence[float], noise: float) -> list[float]:
+    """With one size for sizes that are equal but for `noise`, and 0 for those below it: 0.3 - 0.2 is no smaller than
+    0.2 - 0.1, and ranks must not say so."""
+    sizes = {}
+    last = 0.0
+    for size in sorted(abs(d) for d in differences):
+        last = sizes[size] = size if size - last > noise else last
+    return [math.copysign(sizes[abs(d)], d) for d in differences]
 
 
 def wilcoxon(differences: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtlcli.comparison import significance
+from mtlcli.comparison.improvement import alike
 from mtlcli.search import words
 from mtlcli.yamlfile import show
 
@@ -182,18 +183,21 @@ def _summaries(
     """Means with their spread; those `aside` take no place."""
     means = [summary["mean"] for summary in summaries]
     taking_part = [mean for mean, out in zip(means, aside or [False] * len(means), strict=True) if not out]
-    order = sorted({mean for mean in taking_part if mean is not None}, reverse=better == "up")
-    places = {mean: place for place, mean in enumerate(order, 1) if place == 1 or (place == 2 and len(order) > 2)}
+    order: list[float] = []  # what differs, best first
+    for mean in sorted((mean for mean in taking_part if mean is not None), reverse=better == "up"):
+        if not order or not alike(mean, order[-1]):
+            order.append(mean)
     digits = _digits(mean for mean in means if mean is not None) if digits is None else digits
+    named = order[:2] if len(order) > 1 else []  # nothing is the best of one
     cells = []
     for i, (summary, mean) in enumerate(zip(summaries, means, strict=True)):
         if mean is None:
             cells.append(Cell())
             continue
         std, mark = summary.get("std"), MARKS.get(summary.get("versus") or "", "")
-        ranked = len(order) > 1 and not (aside and aside[i])
         spread = "" if std is None else f"{std:.{digits}f}"
-        cells.append(Cell(f"{mean:{sign}z.{digits}f}", spread, mark, places.get(mean, 0) if ranked else 0))
+        place = next((place for place, other in enumerate(named, 1) if alike(mean, other)), 0)
+        cells.append(Cell(f"{mean:{sign}z.{digits}f}", spread, mark, 0 if aside and aside[i] else place))
     return tuple(cells)
 
 

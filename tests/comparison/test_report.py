@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from fake_runs import COST, fake
 
+from mtlcli.comparison import tabular
+from mtlcli.comparison.figures import data
 from mtlcli.comparison.finished import read_runs
 from mtlcli.comparison.report import report
 from mtlcli.errors import MtlError
@@ -112,6 +114,17 @@ def test_ranks_are_of_means_over_seeds(tmp_path: Path) -> None:
         tmp_path, {"uw": [{"a": {"mae": 1.0}}, {"a": {"mae": 9.0}}], "dwa": [{"a": {"mae": 4.0}}, {"a": {"mae": 4.0}}]}
     )
     assert {r["method"]: r["mean_rank"] for r in made["rows"]} == {"uw": 2.0, "dwa": 1.0}
+
+
+def test_means_that_differ_by_the_arithmetic_alone_tie(tmp_path: Path) -> None:
+    """By hand both are 0.8; as sums of binary fractions one is 0.7999999999999999."""
+    scores = {"uw": [0.7, 0.8, 0.9], "dwa": [0.8, 0.8, 0.8], "si": [0.6, 0.6, 0.6]}
+    made = table(tmp_path, {method: [{"a": {"auroc": v}} for v in values] for method, values in scores.items()})
+    assert len({row(made, method)["tasks"]["a"]["auroc"]["mean"] for method in scores}) == 3
+    assert {r["method"]: r["mean_rank"] for r in made["rows"]} == {"uw": 1.5, "dwa": 1.5, "si": 3.0}
+    assert data.ranks(made) == {m: {("a", "auroc"): rank} for m, rank in (("uw", 1.5), ("dwa", 1.5), ("si", 3.0))}
+    column = next(column for column in tabular.columns(made) if column.name == "auroc")
+    assert [cell.place for cell in column.cells] == [1, 1, 2]
 
 
 def test_a_negative_baseline_counts_by_its_size(tmp_path: Path) -> None:

@@ -68,6 +68,18 @@ def test_the_tests_are_those_of_scipy() -> None:
         assert wilcoxon(differences) == pytest.approx(stats.wilcoxon(differences, method=every).pvalue)
 
 
+def test_differences_that_are_equal_but_for_the_arithmetic_share_a_rank() -> None:
+    """By hand: five differences of 0.1, one of them against the rest, and one of 0.2: ranks 3 and 6."""
+    ours = [0.2, 0.3, 0.4, 0.8, 0.6, 0.9]
+    theirs = [0.1, 0.2, 0.3, 0.7, 0.7, 0.7]
+    differences = [x - y for x, y in zip(ours, theirs, strict=True)]
+    assert len({abs(d) for d in differences}) > 2
+    paired = compare(named(*ours), named(*theirs))
+    assert paired is not None
+    # Sums of positive ranks as far from 10.5 as 18: none, one of the five; and all, all but one of the five.
+    assert (paired.test, paired.p) == (significance.WILCOXON, 12 / 64)
+
+
 def test_five_seeds_have_a_t_test_and_six_have_wilcoxons() -> None:
     """With five, no values whatever give Wilcoxon's test a p below 0.05."""
     ours, theirs = (0.1, 0.3, 0.2, 0.5, 0.4), (0.0, 0.0, 0.0, 0.0, 0.0)

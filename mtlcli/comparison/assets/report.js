@@ -186,8 +186,9 @@ function cell(column, row, best) {
   }
   const digits = column.digits ?? digitsOf(summary.mean);
   const mark = MARKS[summary.versus];
-  node.append(el("span", { class: summary.mean === best ? "best" : null }, fixed(summary.mean, digits, column.sign)));
-  if (summary.mean === best) node.append(el("span", { class: "hidden" }, " best"));
+  const isBest = best !== null && Math.abs(summary.mean - best) <= 1e-12 * Math.abs(best);
+  node.append(el("span", { class: isBest ? "best" : null }, fixed(summary.mean, digits, column.sign)));
+  if (isBest) node.append(el("span", { class: "hidden" }, " best"));
   if (known(summary.std)) node.append(el("span", { class: "std" }, ` \u00b1 ${fixed(summary.std, digits)}`));
   if (column.marked) node.append(" ", el("span", { class: mark ? `mark ${mark[1]}` : "mark" },
     ...(mark ? [el("span", { "aria-hidden": "true" }, mark[0]), el("span", { class: "hidden" }, mark[2])] : [])));

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mtlcli.comparison import significance
+from mtlcli.comparison.improvement import ranked
 from mtlcli.comparison.report import SINGLE_TASK
 
 Report = Mapping[str, Any]
@@ -110,10 +111,8 @@ def ranks(report: Report) -> dict[str, dict[tuple[str, str], float]]:
                 for method, row in competing.items()
                 if (value := mean(row["tasks"].get(task, {}).get(name))) is not None
             }
-            for method, value in means.items():
-                better = sum(other < value for other in means.values())
-                tied = sum(other == value for other in means.values())
-                found[method][task, name] = better + (tied + 1) / 2
+            for method, place in ranked(means).items():
+                found[method][task, name] = place
     return {method: by_metric for method, by_metric in found.items() if by_metric}
 
 
