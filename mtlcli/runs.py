@@ -190,13 +190,17 @@ class Run:
             self._events = None
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The lines of events.jsonl; one that a killed process left half-written is passed over."""
+        """The lines of events.jsonl; passed over is what is no event, as what a killed process left half-written."""
         if not self.events_file.exists():
             return
         with open(self.events_file, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                with suppress(json.JSONDecodeError):
-                    yield json.loads(line)
+                try:
+                    event = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if isinstance(event, dict) and "event" in event:
+                    yield event
 
 
 def provenance() -> dict[str, Any]:

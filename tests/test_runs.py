@@ -142,6 +142,12 @@ def test_a_first_line_that_is_torn() -> None:
     assert list(run.events()) == [{"event": "One"}]
 
 
+def test_lines_that_are_no_events_are_passed_over() -> None:
+    run = made()
+    run.events_file.write_text('3\n[1]\nnull\n{}\n{"event": "One"}\n')
+    assert list(run.events()) == [{"event": "One"}]
+
+
 def test_json_has_no_numbers_that_json_does_not_know() -> None:
     values = {"a": [1.0, math.nan, (math.inf,)], "b": {"c": -math.inf, "d": True}}
     assert json.loads(to_json(values)) == {"a": [1.0, None, [None]], "b": {"c": None, "d": True}}

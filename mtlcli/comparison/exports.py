@@ -30,6 +30,7 @@ _TEX = {
     "~": r"\textasciitilde{}",
     "<": "$<$",
     ">": "$>$",
+    "|": r"\textbar{}",  # the usual fonts have a dash there
     "±": r"$\pm$",
 }
 _COST_UNITS = {"seconds": "s", "step_ms_median": "ms", "peak_mib": "MiB"}
@@ -129,20 +130,26 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     for method, cells in _by_row(report, columns):
         lines.append([f"`{method}`", *(_markdown(cell) for cell in cells)])
     table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    words = [f"**Bold**: the best of a column. {' '.join(tabular.legend(report))}"]
-    words += [f"* {note}" for note in (*tabular.notes(report), *_failures(report))]
-    return table + "\n\n" + "\n".join([words[0].replace("~", r"\~"), "", *words[1:]]).rstrip() + "\n"
+    words = [f"**Bold**: the best of a column. {_verbatim(' '.join(tabular.legend(report)))}", ""]
+    words += [f"* {_verbatim(note)}" for note in (*tabular.notes(report), *_failures(report))]
+    return table + "\n\n" + "\n".join(words).rstrip() + "\n"
 
 
 def _head(column: Column) -> str:
     group = "" if column.group in (ALL_TASKS, COST) else column.group
-    return " ".join(part for part in (group, column.name, column.unit, _ARROWS.get(column.better, "")) if part)
+    parts = (group, column.name, column.unit, _ARROWS.get(column.better, ""))
+    return " ".join(_verbatim(part) for part in parts if part)
+
+
+def _verbatim(text: str) -> str:
+    """So that Markdown shows what is written: a task or an error that has `<...>` in it would vanish as HTML."""
+    return re.sub(r"[\\`*~<]", r"\\\g<0>", text)
 
 
 def _markdown(cell: Cell) -> str:
     value = f"**{cell.value}**" if cell.place == 1 else cell.value
-    mark = cell.mark.replace("~", r"\~")
-    return " ".join(part for part in (value, f"± {cell.spread}" if cell.spread else "", mark) if part)
+    parts = (value, f"± {cell.spread}" if cell.spread else "", _verbatim(cell.mark))
+    return " ".join(part for part in parts if part)
 
 
 # -- TeX ---------------------------------------------------------------------------------------------------------------

@@ -84,6 +84,15 @@ def test_markdown_is_a_table(made: dict[str, Any]) -> None:
     assert "* ew+nash_mtl: stopped early: 6 times in 3 runs" in text
 
 
+def test_markdown_shows_what_is_written(made: dict[str, Any]) -> None:
+    """`<b>` and `*` in names and errors are no HTML and no emphasis; what a cell has in bold is."""
+    error = "TypeError: '<' not supported in <lambda> *here*"
+    rows = [*made["rows"], {"method": "uw+mgda", "seeds": [], "failed": [{"seed": 1, "error": error}]}]
+    text = exports.as_markdown({**made, "rows": rows})
+    assert r"\<worked>" in text.splitlines()[0]
+    assert r"* failed: uw+mgda, seed 1: TypeError: '\<' not supported in \<lambda> \*here\*" in text.splitlines()
+
+
 def test_tex_is_a_booktabs_table(made: dict[str, Any]) -> None:
     text = exports.as_tex(made)
     lines = [line for line in text.splitlines() if not line.startswith("%")]
@@ -100,7 +109,7 @@ def test_tex_is_a_booktabs_table(made: dict[str, Any]) -> None:
     body = "\n".join(lines)
     unescaped = re.sub(r"\\[{}]", "", body)
     assert unescaped.count("{") == unescaped.count("}")
-    assert r"weeks\_\%\&\#\{\}\textasciitilde{}\textasciicircum{}|\textbackslash{}$<$worked$>$" in rows[0]
+    assert r"weeks\_\%\&\#\{\}\textasciitilde{}\textasciicircum{}\textbar{}\textbackslash{}$<$worked$>$" in rows[0]
     assert re.search(r"ew\+nash\\_mtl & \\textbf{1\.0067} \$\\pm\$ 0\.01", body)
     assert r"\underline{0.8" in body
     assert all(ord(character) < 128 for character in body)
