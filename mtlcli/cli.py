@@ -220,6 +220,8 @@ def compare(
             except sweep.Interrupted as stopped:
                 raise typer.Exit(128 + stopped.signal) from None
             chosen = discovery.read(paths)
+        for message in chosen.damaged:  # now, for without these runs there may be no table at all
+            render.error(f"left out: {message}")
         values = report(chosen.runs, baseline, failures, reference, out, tuning)
         values["notes"] = [*chosen.notes, *values["notes"]]
         if theirs is not None:
@@ -234,8 +236,6 @@ def compare(
         target.print(render.report(values, target.width))
         if out is not None:
             target.print(f"report: {out / 'report.json'}\nbeside it: {', '.join(beside)}", soft_wrap=True)
-        for message in chosen.damaged:
-            render.error(f"left out: {message}")
         emit(values)
     if failures or chosen.damaged:
         raise typer.Exit(1)

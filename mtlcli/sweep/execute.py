@@ -138,10 +138,14 @@ def _settle(item: Progress, reason: str, asked: bool) -> None:
 
 def _is_finished(item: Progress) -> bool:
     """Whether the run on disk is finished. Raises MtlError where it follows from another recipe."""
-    run = Run.at(item.planned.path)
-    if run is None or run.info().get("status") != "finished" or not run.result_file.exists():
+    try:
+        run = Run.at(item.planned.path)
+        if run is None or run.info().get("status") != "finished" or not run.result_file.exists():
+            return False
+        theirs = read_recipe(run)
+    except MtlError:  # damaged: the job that comes upon it says so, and the other runs go on
         return False
-    changed = differences(read_recipe(run), item.planned.recipe)
+    changed = differences(theirs, item.planned.recipe)
     if changed:
         raise MtlError(
             f"{run.path}: holds a finished run of another recipe (there -> now):\n"

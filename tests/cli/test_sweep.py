@@ -228,6 +228,29 @@ def test_nothing_but_failures_says_why(mtl: Mtl) -> None:
     assert Run(Path("sweep/single_task/yes/seed-0")).info()["status"] == "finished"
 
 
+@pytest.mark.parametrize("name", ["run.json", "recipe.yaml"])
+def test_a_damaged_run_costs_its_own_row_alone(mtl: Mtl, name: str) -> None:
+    arguments = ["compare", "toy.yaml", "--methods", "ew,uw", "--baseline", "none", "--out", "sweep", *FAST, "--json"]
+    assert mtl(*arguments, "--seeds", "0").code == 0
+    Path("sweep/uw/seed-0", name).write_text("{")
+    done = mtl(*arguments, "--seeds", "0,1")
+    assert done.code == 1, done.err
+    rows = {row["method"]: row for row in json.loads(done.out)["rows"]}
+    assert (rows["ew"]["seeds"], rows["uw"]["seeds"]) == ([0, 1], [1])
+    (failed,) = rows["uw"]["failed"]
+    assert failed["seed"] == 0
+    assert f"sweep/uw/seed-0/{name}" in failed["error"]
+
+
+def test_a_table_that_damage_leaves_nothing_for_says_what_is_damaged(mtl: Mtl) -> None:
+    arguments = ["compare", "toy.yaml", "--seeds", "0", "--out", "sweep", *FAST, "--json"]
+    assert mtl(*arguments).code == 0
+    Path("sweep/ew/seed-0/result.json").write_text("")
+    done = mtl(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert "error: left out: sweep/ew/seed-0/result.json: is damaged" in done.err
+
+
 def test_a_finished_run_of_another_recipe_is_not_taken_for_ours(mtl: Mtl) -> None:
     arguments = ["compare", "toy.yaml", "--seeds", "0", "--baseline", "none", "--out", "sweep", *FAST]
     assert mtl(*arguments).code == 0
