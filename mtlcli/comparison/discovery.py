@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,13 @@ class Chosen(NamedTuple):
     notes: list[str]  # which runs were left out of it, and why
 
 
+class Inside(NamedTuple):
+    """What a folder holds."""
+
+    runs: list[Path]
+    closed: dict[Path, str]  # folders that cannot be read, and why
+
+
 def choose(targets: Sequence[Path]) -> Chosen:
     """The runs to compare: those named, and from every folder of runs those that can be compared with each other.
 
@@ -36,12 +44,15 @@ def choose(targets: Sequence[Path]) -> Chosen:
     Raises MtlError for a target that neither is a run nor holds any, for a named run that is not finished, and where
     nothing can be read.
     """
-    named = _distinct(path for path in targets if _is_run(path) or not runs_in(path))
-    found = _distinct(run for path in targets if path not in named for run in runs_in(path))
+    inside = {path: search(path) for path in targets}
+    named = _distinct(path for path in targets if _is_run(path) or not any(inside[path]))
+    found = _distinct(run for path in targets if path not in named for run in inside[path].runs)
+    closed = [message for path in targets for message in inside[path].closed.values()]
     known = {path.resolve() for path in named}
     found = [path for path in found if path.resolve() not in known]
     unfinished = {path: _status(Run(path)) for path in found if not Run(path).result_file.exists()}
     read_back, damaged, _ = read([*named, *(path for path in found if path not in unfinished)])
+    damaged = [*closed, *damaged]
     ours = [run for run in read_back if run.path in named]
     theirs = [run for run in read_back if run.path not in named]
     notes = []
@@ -81,15 +92,20 @@ def read(paths: Sequence[Path]) -> Chosen:
     return Chosen(runs, damaged, _damaged(damaged))
 
 
-def runs_in(folder: Path) -> list[Path]:
+def search(folder: Path) -> Inside:
     """Every run in `folder` at any depth, by name; what stands inside a run, or is set aside, is not looked at."""
-    found = []
-    for above, folders, files in os.walk(folder):
+    runs: list[Path] = []
+    closed: dict[Path, str] = {}
+
+    def note(error: OSError) -> None:
+        closed[Path(error.filename)] = f"{error.filename}: cannot be read: {error.strerror}"
+
+    for above, folders, files in os.walk(folder, onerror=note):
         if "run.json" in files and Path(above) != folder:
             folders.clear()
-            found.append(Path(above))
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and not Path(above, n, ASIDE).exists())
-    return found
+            runs.append(Path(above))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and not os.path.exists(Path(above, n, ASIDE)))
+    return Inside(runs, closed)
 
 
 def listing(folder: Path) -> dict[str, Any]:
@@ -104,7 +120,8 @@ def listing(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise MtlError(f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; name a folder of runs")
-    paths = [folder] if _is_run(folder) else runs_in(folder)
+    inside = search(folder)
+    paths = [folder] if _is_run(folder) else [*inside.runs, *inside.closed]
     runs = [_describe(Run(path)) for path in paths]
     return {"folder": str(folder), "runs": sorted(runs, key=lambda run: run["started"] or "", reverse=True)}
 
@@ -182,11 +199,12 @@ def _status(run: Run) -> str:
 
 def _when(path: Path) -> float:
     """When a run was begun, in seconds since 1970; by its file where it does not say."""
-    file = Run(path).info_file
-    try:
+    with suppress(MtlError, KeyError, TypeError, ValueError):
         return datetime.fromisoformat(Run(path).info()["started"]).timestamp()
-    except (MtlError, KeyError, TypeError, ValueError):
-        return file.stat().st_mtime if file.exists() else 0.0
+    for place in (Run(path).info_file, path):
+        with suppress(OSError):
+            return place.stat().st_mtime
+    return 0.0
 
 
 def _describe(run: Run) -> dict[str, Any]:

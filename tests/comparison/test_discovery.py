@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +221,21 @@ def test_the_list_survives_what_is_no_run() -> None:
         discovery.listing(Path("nope"))
     with pytest.raises(MtlError, match="is a file"):
         discovery.listing(path / "run.json")
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in ("ew", "uw"):
+        fake(Path("runs") / method / "seed-0", method, 0, BOTH)
+    scan = os.scandir
+
+    def closed(path: Any) -> Any:  # root may read everything
+        if Path(path) == Path("runs/uw"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found = discovery.choose([Path("runs")])
+    assert [run.path for run in found.runs] == [Path("runs/ew/seed-0")]
+    assert found.damaged == ["runs/uw: cannot be read: Permission denied"]
+    rows = discovery.listing(Path("runs"))["runs"]
+    assert {run["path"]: run["status"] for run in rows} == {"runs/ew/seed-0": "finished", "runs/uw": "damaged"}
