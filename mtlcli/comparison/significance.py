@@ -1,7 +1,7 @@
 """What a few seeds can tell: spread, confidence interval, paired tests against one method, Holm's correction.
 
-The quantiles are scipy's; its `special` functions alone, because importing `scipy.stats` takes longer than a whole
-comparison does otherwise. The tests hold everything here against `scipy.stats`.
+Student's distribution is worked out here, because importing scipy, with numpy, takes longer than a whole comparison
+does otherwise. The tests hold everything here against `scipy.stats`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mtlcli.comparison.improvement import ROUNDING
@@ -61,9 +62,7 @@ def summary(values: Mapping[int, float | None]) -> dict[str, Any]:
 
 def interval(mean: float, std: float, n: int) -> list[float]:
     """Student's t interval of a mean of `n` >= 2 values, as [low, high]."""
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * std / math.sqrt(n)
+    half = _quantile(n - 1) * std / math.sqrt(n)
     return [mean - half, mean + half]
 
 
@@ -149,11 +148,9 @@ def wilcoxon(differences: Sequence[float]) -> float:
 
 def paired_t(differences: Sequence[float]) -> float:
     """Two-sided p of the t test that the mean of `differences` (n >= 2, not all the same) is zero."""
-    from scipy.special import stdtr
-
     n = len(differences)
     t = statistics.fmean(differences) / (statistics.stdev(differences) / math.sqrt(n))
-    return float(2 * stdtr(n - 1, -abs(t)))
+    return _two_sided(t, n - 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -169,3 +166,43 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def seeds_needed(methods: int) -> int:
     """The fewest seeds with which Wilcoxon's test of `methods` methods can be below 0.05 after the correction."""
     return max(LEAST_FOR_WILCOXON, math.floor(math.log2(2 * methods / ALPHA)) + 1)
+
+
+@lru_cache
+def _quantile(degrees: int) -> float:
+    """What Student's t stays below in size with probability CONFIDENCE, by bisection."""
+    low, high = 0.0, 1.0
+    while _two_sided(high, degrees) > 1 - CONFIDENCE:
+        low, high = high, 2 * high
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if _two_sided(middle, degrees) > 1 - CONFIDENCE else (low, middle)
+    return high
+
+
+def _two_sided(t: float, degrees: int) -> float:
+    """Probability that Student's t is at least as far from zero: the incomplete beta function of both shares below."""
+    inside, beyond = t * t / (degrees + t * t), degrees / (degrees + t * t)
+    if t * t < 1:  # where the other fraction converges fast
+        return 1 - _incomplete_beta(0.5, degrees / 2, inside, beyond)
+    return _incomplete_beta(degrees / 2, 0.5, beyond, inside)
+
+
+def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
+    """I_x(a, b), regularized, with `rest` = 1 - x, by its continued fraction (DLMF 8.17.22), evaluated from the front
+    by Lentz's method."""
+    if x == 0:
+        return 0.0
+    logarithm = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)
+    value = above = 1.0
+    below = 0.0
+    for m in range(1, 1000):
+        k, odd = divmod(m, 2)
+        if odd:
+            part = -(a + k) * (a + b + k) * x / ((a + 2 * k) * (a + 2 * k + 1))
+        else:
+            part = k * (b - k) * x / ((a + 2 * k - 1) * (a + 2 * k))
+        below, above = 1 / (1 + part * below), 1 + part / above
+        value *= above * below
+        if abs(above * below - 1) < 1e-16:
+            break
+    return math.exp(logarithm) / a / value

@@ -68,6 +68,19 @@ def test_the_tests_are_those_of_scipy() -> None:
         assert wilcoxon(differences) == pytest.approx(stats.wilcoxon(differences, method=every).pvalue)
 
 
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 10, 31, 500])
+def test_students_distribution_is_that_of_scipy(n: int) -> None:
+    """Also far out, where 1 - (nearly 1) would have no digits left, and near zero."""
+    from scipy import stats
+
+    low, high = significance.interval(1.0, 2.0, n)
+    assert [low, high] == pytest.approx(stats.t.interval(0.95, n - 1, 1, 2 / math.sqrt(n)), rel=1e-11)
+    draw = random.Random(n)
+    for shift in (0.0, 1e-6, 0.1, 1.0, 10.0, 1e4):
+        differences = [shift + draw.gauss(0, 1) for _ in range(n)]
+        assert paired_t(differences) == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, rel=1e-9)
+
+
 def test_differences_that_are_equal_but_for_the_arithmetic_share_a_rank() -> None:
     """By hand: five differences of 0.1, one of them against the rest, and one of 0.2: ranks 3 and 6."""
     ours = [0.2, 0.3, 0.4, 0.8, 0.6, 0.9]
