@@ -188,7 +188,7 @@ def _summaries(
         if not order or not alike(mean, order[-1]):
             order.append(mean)
     digits = _digits(mean for mean in means if mean is not None) if digits is None else digits
-    named = order[:2] if len(order) > 1 else []  # nothing is the best of one
+    named = order[:-1][:2]  # the last is neither best nor second
     cells = []
     for i, (summary, mean) in enumerate(zip(summaries, means, strict=True)):
         if mean is None:
