@@ -100,6 +100,8 @@ class Run:
         if run.info_file.exists() and run.recipe_file.exists():
             return run
         what = "is no run directory (it has no run.json and recipe.yaml)" if path.exists() else "no such run"
+        if path.is_dir() and not _runs_in(path):
+            what += " and holds no runs"
         runs = sorted(_runs_in(path if path.is_dir() else path.parent), key=_natural) or _runs_in(Path("runs"))
         near = get_close_matches(path.name, [run.name for run in runs], n=1)
         hint = "".join(f"; did you mean '{run}'?" for run in runs if run.name in near)

@@ -86,7 +86,7 @@ def read(paths: Sequence[Path]) -> Chosen:
         except MtlError as error:
             if not Run(path).result_file.exists():
                 raise
-            damaged.append(str(error))
+            damaged.append(f"{error}; delete {path} to train it again")
     if damaged and not runs:
         raise MtlError("\n".join(damaged))
     return Chosen(runs, damaged, _damaged(damaged))

@@ -33,6 +33,7 @@ _TEX = {
     "|": r"\textbar{}",  # the usual fonts have a dash there
     "±": r"$\pm$",
 }
+_TEX_LEGEND = "Bold: the best of a column; underlined: the second best."
 _COST_UNITS = {"seconds": "s", "step_ms_median": "ms", "peak_mib": "MiB"}
 
 
@@ -156,7 +157,8 @@ def _markdown(cell: Cell) -> str:
 
 
 def as_tex(report: Mapping[str, Any]) -> str:
-    """A `tabular` with booktabs rules, best values bold and second best underlined; legend and notes as comments."""
+    """A `tabular` with booktabs rules, best values bold and second best underlined, and under it the legend; notes and
+    failed runs as comments."""
     columns = _all_columns(report)
     groups = [(name, len(list(found))) for name, found in groupby(columns, key=lambda column: column.group)]
     spans, rules, first = [], [], 2
@@ -169,7 +171,6 @@ def as_tex(report: Mapping[str, Any]) -> str:
     ]
     body = [" & ".join([tex(method), *(_tex(cell) for cell in cells)]) for method, cells in _by_row(report, columns)]
     comments = ["\\usepackage{booktabs} in the preamble, then \\input this file."]
-    comments += [f"Bold: the best of a column; underlined: the second best. {' '.join(tabular.legend(report))}"]
     comments += [*tabular.notes(report), *_failures(report)]
     return "\n".join(
         [
@@ -183,6 +184,9 @@ def as_tex(report: Mapping[str, Any]) -> str:
             *(f"{line} \\\\" for line in body),
             r"\bottomrule",
             r"\end{tabular}",
+            "",
+            r"\smallskip",
+            rf"\parbox{{\linewidth}}{{\footnotesize {tex(_TEX_LEGEND)} {tex(' '.join(tabular.legend(report)))}}}",
             "",
         ]
     )

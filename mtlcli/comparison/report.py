@@ -85,7 +85,7 @@ def report(
         for method, found in outcomes.items()
     ]
     _test(rows, tested, about)
-    notes += _caveats(joint, outcomes, base or about, tuning) + _verdicts(rows, tested)
+    notes += _caveats(joint, outcomes, tuning) + _undefined(outcomes, about, base) + _verdicts(rows, tested)
     _add_failures(rows, failures)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -333,7 +333,6 @@ def _place(path: Path, folder: Path | None) -> str:
 def _caveats(
     joint: Sequence[Finished],
     outcomes: Mapping[str, Sequence[Outcome]],
-    about: Iterable[Metric],
     tuning: Mapping[str, Mapping[str, Any]] | None,
 ) -> list[str]:
     searched = {key for study in (tuning or {}).values() for key in study["searched"]}
@@ -352,12 +351,27 @@ def _caveats(
     other = [key for key in differing(settings) if not key.startswith("weighting.")]
     if other:
         notes.append(f"these runs differ in more than the method and the seed: {', '.join(other)}")
+    return notes
+
+
+def _undefined(outcomes: Mapping[str, Sequence[Outcome]], about: About, base: Mapping[Metric, float]) -> list[str]:
+    """Where a metric has no value, and what follows. A baseline without any was noted with the baseline itself."""
+    notes = []
     for metric in about:
-        without = [method for method, found in outcomes.items() if any(o.values.get(metric) is None for o in found)]
-        if 0 < len(without) < len(outcomes):
-            notes.append(
-                f"{'.'.join(metric)} is undefined in runs of {', '.join(without)}: these have no delta_m, delta_p"
+        lacking = {m: sorted(o.seed for o in found if o.values.get(metric) is None) for m, found in outcomes.items()}
+        lacking = {method: seeds for method, seeds in lacking.items() if seeds}
+        same = {tuple(seeds) for seeds in lacking.values()}
+        everywhere = all(len(seeds) == len(outcomes[method]) for method, seeds in lacking.items())
+        if not lacking or (base and metric not in base) or (len(lacking) == len(outcomes) and everywhere):
+            continue
+        if len(lacking) == len(outcomes) and len(same) == 1:
+            where = f"in every run with seed {', '.join(map(str, same.pop()))}"
+        else:
+            where = "in runs of " + ", ".join(
+                method if len(seeds) == len(outcomes[method]) else f"{method} (seed {', '.join(map(str, seeds))})"
+                for method, seeds in lacking.items()
             )
+        notes.append(f"{'.'.join(metric)} is undefined {where}" + (": these have no delta_m, delta_p" if base else ""))
     return notes
 
 

@@ -270,7 +270,7 @@ class Study:
 def val_scores(run: Run) -> Scores:
     """The finished run's scores on val in the epoch that was chosen; never on test."""
     epoch = run.result()["selected"]["epoch"]
-    found = [event["val"] for event in run.events() if event["event"] == "EpochDone" and event["epoch"] == epoch]
+    found = [event["val"] for event in run.events() if event["event"] == "EpochDone" and event.get("epoch") == epoch]
     # A process that was killed between saving an epoch and recording it left no event of it, but the model.
     tasks = found[-1] if found else evaluate_run(run, "val", "best", "auto")["tasks"]
     return [

@@ -64,6 +64,7 @@ def test_a_damaged_result_is_named_and_skipped(mtl: Mtl, runs: list[str]) -> Non
         report = json.loads(done.out)
         assert [(row["method"], row["seeds"]) for row in report["rows"]] == [("ew", [0, 1]), ("uw", [0])]
         assert "error: left out: runs/uw/seed-1/result.json: is damaged, line 1" in done.err
+        assert "; delete runs/uw/seed-1 to train it again" in done.err
         assert any(note.startswith("left out, damaged: runs/uw/seed-1/result.json") for note in report["notes"])
     alone = mtl("compare", runs[3])
     assert (alone.code, alone.out) == (2, "")
@@ -85,7 +86,10 @@ def test_mistakes_with_runs(mtl: Mtl, runs: list[str]) -> None:
         assert words in done.err
         assert not Path("out").exists()
     Path("empty").mkdir()
-    assert "empty: is no run directory" in mtl("compare", "empty").err
+    assert (
+        "empty: is no run directory (it has no run.json and recipe.yaml) and holds no runs"
+        in mtl("compare", "empty").err
+    )
 
 
 def test_everything_is_written_beside_the_report(mtl: Mtl, runs: list[str]) -> None:

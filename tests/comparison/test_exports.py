@@ -98,7 +98,9 @@ def test_tex_is_a_booktabs_table(made: dict[str, Any]) -> None:
     lines = [line for line in text.splitlines() if not line.startswith("%")]
     columns = re.match(r"\\begin{tabular}{(l(r+))}$", lines[0])
     assert columns is not None
-    assert lines[-1] == r"\end{tabular}"
+    assert lines[lines.index(r"\end{tabular}") + 1 :][:-1] == ["", r"\smallskip"]
+    assert r"\footnotesize Bold: the best of a column; underlined: the second best. Mean $\pm$ standard" in lines[-1]
+    assert r"; \textasciitilde{} the difference is within the spread;" in lines[-1]
     assert [line for line in lines if line.endswith("rule")] == [r"\toprule", r"\midrule", r"\bottomrule"]
     rows = [line for line in lines if line.endswith(r" \\")]
     assert len(rows) == 2 + 4

@@ -271,6 +271,14 @@ def test_of_a_step_that_a_resumed_run_did_twice_the_last_counts(tmp_path: Path) 
     assert list(history.epochs["a"]) == [curves.TRAINING_LOSS, curves.VALIDATION_LOSS, "auroc"]
 
 
+def test_a_damaged_line_costs_its_point_alone(tmp_path: Path) -> None:
+    damaged: list[dict[str, Any]] = [{"event": kind} for kind in ("StepDone", "EpochDone", "Diagnostics")]
+    damaged += [step(1, 1) | {"weights": [1]}, epoch(1, 1.0) | {"epoch": None}, {"event": "Diagnostics", "step": 3}]
+    history = one_run(tmp_path, [epoch(0, 3.0), *damaged, epoch(1, 2.0)])
+    assert history.epochs["a"][curves.VALIDATION_LOSS].mean == [3, 2]
+    assert history.conflict is None
+
+
 def test_a_loss_that_was_not_finite_is_a_gap(tmp_path: Path) -> None:
     history = one_run(tmp_path, [epoch(0, 3.0), epoch(1, None), epoch(2, 1.0)])
     assert history.epochs["a"][curves.VALIDATION_LOSS].x == [1, 3]

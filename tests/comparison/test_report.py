@@ -166,7 +166,9 @@ def test_a_metric_that_one_method_lacks_costs_it_the_comparison(tmp_path: Path) 
     assert row(made, "uw")["delta_p"] == NOTHING
     assert row(made, "uw")["mean_rank"] is None
     assert row(made, "si")["mean_rank"] == (1.5 + 2.5) / 2
-    assert any(note.startswith("a.auroc is undefined in runs of uw") for note in made["notes"])
+    assert "a.auroc is undefined in runs of uw: these have no delta_m, delta_p" in made["notes"]
+    made = table(tmp_path / "none", {"ew": [good], "uw": [{"a": {"auroc": None, "mae": 1.0}}]}, baseline="none")
+    assert "a.auroc is undefined in runs of uw" in made["notes"]
 
 
 def test_a_seed_that_lacks_a_metric_is_left_out_of_the_deltas(tmp_path: Path) -> None:
@@ -181,6 +183,15 @@ def test_a_seed_that_lacks_a_metric_is_left_out_of_the_deltas(tmp_path: Path) ->
     assert some(row(made, "uw")["delta_p"], "mean", "std", "n") == [pytest.approx(10), None, 1]
     assert row(made, "uw")["tasks"]["a"]["auroc"]["n"] == 1
     assert row(made, "uw")["mean_rank"] == 1.0
+    assert "a.auroc is undefined in runs of uw (seed 1): these have no delta_m, delta_p" in made["notes"]
+
+
+def test_a_seed_without_a_value_for_any_method_is_named(tmp_path: Path) -> None:
+    """As where a small test split has no positive label."""
+    scores = [{"a": {"auroc": 0.8}}, {"a": {"auroc": None}}]
+    made = table(tmp_path, {"ew": scores, "uw": scores}, baseline="ew")
+    assert row(made, "uw")["delta_m"]["n"] == 1
+    assert "a.auroc is undefined in every run with seed 1: these have no delta_m, delta_p" in made["notes"]
 
 
 def test_the_cost_of_single_tasks_adds_up(tmp_path: Path) -> None:

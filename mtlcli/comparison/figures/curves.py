@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -104,35 +105,45 @@ def by_method(report: Mapping[str, Any], runs: Sequence[Path], base: Path) -> di
 
 def _collect(run: Run, into: _Collected) -> None:
     """Add one run. A resumed run may have a step or an epoch twice: the later line is the one that counts."""
-    epochs: dict[tuple[str, str], Values] = {}
-    by_step: dict[str, Values] = {}
-    by_epoch: dict[str, Values] = {}
-    diagnostics: dict[float, Mapping[str, Any]] = {}
+    found = _OneRun()
     for event in run.events():
-        kind = event.get("event")
+        with suppress(KeyError, TypeError, AttributeError, ValueError):  # a damaged line costs its point, no more
+            found.take(event)
+    for key, curve in found.epochs.items():
+        into.epochs.setdefault(key, []).append(curve)
+    for task in dict.fromkeys([*found.by_step, *found.by_epoch]):
+        # A short run logs few steps; then the epochs tell more.
+        curve = max(found.by_step.get(task, {}), found.by_epoch.get(task, {}), key=len)
+        into.weights.setdefault(task, []).append(curve)
+    if found.diagnostics:
+        into.diagnostics.append(found.diagnostics)
+
+
+@dataclass
+class _OneRun:
+    epochs: dict[tuple[str, str], Values] = field(default_factory=dict)
+    by_step: dict[str, Values] = field(default_factory=dict)
+    by_epoch: dict[str, Values] = field(default_factory=dict)
+    diagnostics: dict[float, Mapping[str, Any]] = field(default_factory=dict)
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        kind = event["event"]
         if kind == "StepDone":
             for task, weight in event["weights"].items():
-                by_step.setdefault(task, {})[event["step"]] = _number(weight)
+                self.by_step.setdefault(task, {})[event["step"]] = _number(weight)
         elif kind == "EpochDone":
             for task, weight in event["weights"].items():
-                by_epoch.setdefault(task, {})[event["step"]] = _number(weight)
+                self.by_epoch.setdefault(task, {})[event["step"]] = _number(weight)
             for task, loss in event["losses"].items():
-                epochs.setdefault((task, TRAINING_LOSS), {})[event["epoch"] + 1] = _number(loss)
+                self.epochs.setdefault((task, TRAINING_LOSS), {})[event["epoch"] + 1] = _number(loss)
             for task, scores in event["val"].items():
                 values = {VALIDATION_LOSS: scores["loss"]}
                 values |= {name: metric["value"] for name, metric in scores["metrics"].items()}
                 for name, value in values.items():
-                    epochs.setdefault((task, name), {})[event["epoch"] + 1] = _number(value)
+                    self.epochs.setdefault((task, name), {})[event["epoch"] + 1] = _number(value)
         elif kind == "Diagnostics":
-            diagnostics[event["step"]] = event
-    for key, curve in epochs.items():
-        into.epochs.setdefault(key, []).append(curve)
-    for task in dict.fromkeys([*by_step, *by_epoch]):
-        # A short run logs few steps; then the epochs tell more.
-        curve = max(by_step.get(task, {}), by_epoch.get(task, {}), key=len)
-        into.weights.setdefault(task, []).append(curve)
-    if diagnostics:
-        into.diagnostics.append(diagnostics)
+            needed = ("tasks", "cosines", "magnitude_similarity", "condition")
+            self.diagnostics[event["step"]] = {key: event[key] for key in needed}
 
 
 def _averaged(collected: _Collected, method: str) -> History:
