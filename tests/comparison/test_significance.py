@@ -70,15 +70,23 @@ def test_the_tests_are_those_of_scipy() -> None:
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 10, 31, 500])
 def test_students_distribution_is_that_of_scipy(n: int) -> None:
-    """Also far out, where 1 - (nearly 1) would have no digits left, and near zero."""
+    """Also far out, where 1 - (nearly 1) would have no digits left, and near zero. scipy's quantiles have ten digits
+    before version 1.17."""
     from scipy import stats
 
     low, high = significance.interval(1.0, 2.0, n)
-    assert [low, high] == pytest.approx(stats.t.interval(0.95, n - 1, 1, 2 / math.sqrt(n)), rel=1e-11)
+    assert [low, high] == pytest.approx(stats.t.interval(0.95, n - 1, 1, 2 / math.sqrt(n)), rel=1e-9)
     draw = random.Random(n)
     for shift in (0.0, 1e-6, 0.1, 1.0, 10.0, 1e4):
         differences = [shift + draw.gauss(0, 1) for _ in range(n)]
         assert paired_t(differences) == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, rel=1e-9)
+
+
+def test_students_quantiles_in_closed_form() -> None:
+    """tan(pi (p - 1/2)) with one degree of freedom, (2p - 1) / sqrt(2 p (1 - p)) with two; p = 0.975."""
+    for n, quantile in ((2, math.tan(0.475 * math.pi)), (3, 0.95 / math.sqrt(2 * 0.975 * 0.025))):
+        low, high = significance.interval(0.0, math.sqrt(n), n)
+        assert [-low, high] == pytest.approx([quantile, quantile], rel=1e-13)
 
 
 def test_differences_that_are_equal_but_for_the_arithmetic_share_a_rank() -> None:

@@ -64,6 +64,7 @@ class CoV(LossWeighting):
         kept = self.steps / (self.steps + 1)
         if self.options.decay is not None:
             kept = torch.where(self.steps > 0, self.options.decay, 0.0)
+        kept = kept.to(losses)
         mean_ratio = torch.lerp(ratios, self.mean_ratio, kept)
         self.squares = self.squares + (ratios - self.mean_ratio) * (ratios - mean_ratio)
         self.mean_ratio = mean_ratio
