@@ -368,21 +368,20 @@ def main() -> None:
         "torch": torch.__version__,
         "shapes": {},
     }
+    # Each table is shown as soon as it is there: the whole takes an hour and more.
+    console = Console(width=None if sys.stdout.isatty() else 130, quiet=arguments.json)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a peer's solver warns at every call
         for shape in shapes:
             measured = [measure(method, shape, device, rounds, seconds) for method in methods]
-            values["shapes"][shape] = list(itertools.chain(*measured))
+            rows = values["shapes"][shape] = list(itertools.chain(*measured))
+            console.print(_table(f"{shape} on {values['device']}", ["method", "way"], COLUMNS, rows))
         values["solvers"] = solvers(methods)
+    sizes = {f"K={count}": f"K={count}" for count in (2, 3, 11, 40)}
+    console.print(_table("solver alone, ms", ["method"], sizes, values["solvers"]))
     if arguments.json:
         json.dump(values, sys.stdout, indent=2)
         sys.stdout.write("\n")
-        return
-    console = Console(width=None if sys.stdout.isatty() else 130)
-    for shape, rows in values["shapes"].items():
-        console.print(_table(f"{shape} on {values['device']}", ["method", "way"], COLUMNS, rows))
-    sizes = {f"K={count}": f"K={count}" for count in (2, 3, 11, 40)}
-    console.print(_table("solver alone, ms", ["method"], sizes, values["solvers"]))
 
 
 if __name__ == "__main__":
