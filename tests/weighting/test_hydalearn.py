@@ -121,6 +121,8 @@ def test_edge_cases_of_the_gains() -> None:
     assert sum(method.events.values()) == 1
     anchored = build(normalise="anchored", max_ratio=3)
     assert anchored._weights_of(torch.tensor([1.0, 50.0, 0.1])).tolist() == pytest.approx([1, 3, 0.1])
+    capped = build(normalise="anchored", max_ratio=0.5)
+    assert capped._weights_of(torch.tensor([1.0, 50.0, 0.1])).tolist() == pytest.approx([1, 0.5, 0.1])
 
 
 def test_one_task_is_left_alone() -> None:

@@ -60,7 +60,9 @@ class HydaLearn(LossWeighting):
         )
         gain: Literal["loss", "metric"] = Field("loss", description="What of the main task should improve.")
         batch: Literal["train", "held_out"] = Field("train", description="Where gains are measured.")
-        max_ratio: float = Field(10.0, gt=0, description="Largest weight of `normalise: anchored`.")
+        max_ratio: float = Field(
+            10.0, gt=0, description="`normalise: anchored`: largest weight of a task other than the main one."
+        )
 
     takes_gradients = True
     weights: Tensor  # (K,)  of the last step
@@ -142,4 +144,6 @@ class HydaLearn(LossWeighting):
         gains = gains / gains.abs().max()  # ratios of very small gains must not vanish
         if options.normalise != "anchored":
             return total * gains / gains.abs().sum()
-        return (gains / gains[main]).clamp(-options.max_ratio, options.max_ratio)
+        ratios = (gains / gains[main]).clamp(-options.max_ratio, options.max_ratio)
+        ratios[main] = 1
+        return ratios
