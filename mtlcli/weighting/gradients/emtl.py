@@ -31,6 +31,7 @@ class EMTL(GradientWeighting):
         kl: p_k <- p_k exp(strength C_k), drawn back to a Kullback-Leibler divergence of rho from uniform.
         penalty: the gradient of sum_k L_k + strength V with lengths held fixed, q_k = max(0, 1 + 2 strength / K
         (C_k - mean) / ||g_k||); with `normalise` that of sum_k C_k + strength V, without the last division.
+        With `ratio: norm_over_loss`, C_k = ||g_k|| / L_k takes its place in the formulas for p and q.
         direction = sum_k q_k s_k g_k with q = K p for chi2 and kl, and s_k = mean_j ||g_j|| / ||g_k|| (gradient),
         1 / L_k (loss) or 1 (none).
     Reads: the Gramian, of which the diagonal suffices, and the losses, which should not be negative. The weights sum to
@@ -41,10 +42,11 @@ class EMTL(GradientWeighting):
         by variance regularisation. Everything else is inference, and an option where it could be otherwise: chi2 is the
         convex surrogate of variance of Namkoong & Duchi, NeurIPS 2017, arXiv 1610.02581; kl is the update of BanditMTL
         (Mao et al., ACL 2021) on C instead of L; penalty is the plainest reading.
-    Deviations: inference: rho, strength, `ratio` (the phrase can be read either way), `normalise` and its rescaling by
-        the mean length, which keeps the usual length of a step; heads keep their own gradients; a task with a zero
-        gradient stays out, its weight 0; C is capped at 1000 times its median; a negative loss counts as 0, or
-        under `loss` has no weight, and is counted. The defaults are those that did best over three data sets (delta_m
+    Deviations: inference: rho, strength, `ratio` (the phrase can be read either way; with norm_over_loss p and q still
+        weigh up the tasks of large C, and are no gradient of the objective), `normalise` and its rescaling by the mean
+        length, which keeps the usual length of a step; heads keep their own gradients; a task with a zero gradient
+        stays out, its weight 0; C is capped at 1000 times its median; a negative loss counts as 0, or under `loss` has
+        no weight, and is counted. The defaults are those that did best over three data sets (delta_m
         against equal weights, the less the better; 3 to 5 seeds; benchmarks/RESULTS.md has the rest):
 
                         census, 30,000 rows   QM9, 10,000 molecules   Multi-Fashion
