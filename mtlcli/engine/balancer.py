@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtlcli.engine import arguments
 from mtlcli.engine.closures import Closure, ClosureStep, Given
-from mtlcli.engine.graph import reached
+from mtlcli.engine.graph import nested, reached
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.rows import How
 from mtlcli.engine.step import Report, Step
@@ -68,29 +69,31 @@ class Balancer:
         epochs: int = 0,
         steps_per_epoch: int = 0,
     ) -> None:
-        if isinstance(tasks, str) or not tasks or len(set(tasks)) < len(tasks):
-            raise MtlError(f"Balancer: tasks should be a list of different names; found {tasks!r}")
-        self.tasks, self.lr = tuple(tasks), lr
-        _check_number("lr", lr, 0)
-        _check_number("epochs", epochs, 0)
-        _check_number("steps_per_epoch", steps_per_epoch, 0)
+        if model is not None and not isinstance(model, nn.Module):
+            raise MtlError(f"Balancer: model should be an nn.Module; found {type(model).__name__}")
+        self.tasks, self.lr = arguments.names(tasks), lr
+        arguments.number("lr", lr, 0)
+        arguments.number("epochs", epochs, 0)
+        arguments.number("steps_per_epoch", steps_per_epoch, 0)
         if type(seed) is not int:
             raise MtlError(f"Balancer: seed should be a whole number; found {seed!r}")
-        options = _mapping("options", options)
+        options = arguments.mapping("options", options)
         for slot in options:
             if slot not in ("loss", "gradient"):
                 hint = did_you_mean(slot, ("loss", "gradient"))
                 raise MtlError(f"Balancer: options has the keys 'loss' and 'gradient'; found {slot!r}{hint}")
-            _mapping(f"options['{slot}']", options[slot])
+            arguments.mapping(f"options['{slot}']", options[slot])
         owners = {
-            task: _parameters(f"task_parameters['{task}']", own)
-            for task, own in _mapping("task_parameters", task_parameters).items()
+            task: arguments.parameters(f"task_parameters['{task}']", own)
+            for task, own in arguments.mapping("task_parameters", task_parameters).items()
         }
         for task in owners:
             if task not in self.tasks:
                 hint = did_you_mean(task, self.tasks)
                 raise MtlError(f"Balancer: task_parameters names '{task}', which is no task{hint}; tasks: {self.tasks}")
-        self._shared = [p for p in _parameters("shared", shared) if p.requires_grad]
+        given = arguments.parameters("shared", shared)
+        self._frozen = [p for each in (given, *owners.values()) for p in each if not p.requires_grad]
+        self._shared = [p for p in given if p.requires_grad]
         self._private = {task: [p for p in own if p.requires_grad] for task, own in owners.items()}
         everything = [*self._shared, *(p for own in self._private.values() for p in own)]
         if len({id(p) for p in everything}) < len(everything):
@@ -109,8 +112,8 @@ class Balancer:
             self.loss_weighting,
             self.gradient_weighting,
             wrt=wrt,
-            last_shared=_parameters("last_shared", last_shared),
-            groups=[_parameters(f"groups[{i}]", group) for i, group in enumerate(groups or ())],
+            last_shared=arguments.trainable("last_shared", last_shared),
+            groups=arguments.groups(groups),
             every=every,
             smooth=smooth,
             rows=rows,
@@ -152,14 +155,25 @@ class Balancer:
             raise MtlError(
                 f"'{self.loss_weighting.name}' needs held-out data: pass held_out=, a function of its losses"
             )
+        arguments.number("lr", self.lr, 0)
+        arguments.function("closure", closure)
+        arguments.function("held_out", held_out)
+        arguments.functions("extra", extra)
+        for task, metric in arguments.mapping("metrics", metrics).items():
+            arguments.function(f"metrics['{task}']", metric)
         wanted = self.gradient_weighting.extra_batches
         if len(extra) < wanted:
             raise MtlError(
                 f"'{self.gradient_weighting.name}' needs the losses of {wanted} further training batches: pass "
                 f"extra=[f, g], a function for each; found {len(extra)}"
             )
-        if not all(p.requires_grad for p in self._known()):
-            raise MtlError("Balancer: a parameter was frozen after the Balancer was made; make a new one")
+        if self._asks_for_gradients():
+            for now, found in (
+                ("frozen", not all(p.requires_grad for p in self._known())),
+                ("unfrozen", any(p.requires_grad for p in self._frozen)),
+            ):
+                if found:
+                    raise MtlError(f"Balancer: a parameter was {now} after the Balancer was made; make a new one")
         clock = Clock(self._count, self._epoch, self._steps_per_epoch, self._epochs)
         self._view = ClosureStep(
             self.tasks,
@@ -180,9 +194,10 @@ class Balancer:
                 raise MtlError(
                     'wrt="representation": pass backward(losses, representation=z), the tensor that heads read'
                 )
-            cut = [representation] if isinstance(representation, Tensor) else list(representation)
+            cut = arguments.tensors("representation", representation)
         if not self._looked:
-            self._look(self._view.roots, cut, any(call is not None for call in (closure, held_out, *extra)))
+            self._look(self._view, cut, any(call is not None for call in (closure, held_out, *extra)))
+            self._looked = True
         report = self._step.backward(self._view, cut)
         self._draws = self._view.draws
         self._count += 1
@@ -234,18 +249,17 @@ class Balancer:
     def _known(self) -> list[nn.Parameter]:
         return [*self._shared, *(p for own in self._private.values() for p in own)]
 
-    def _look(self, roots: Sequence[Tensor], cut: Sequence[Tensor], calls: bool) -> None:
+    def _look(self, view: ClosureStep, cut: Sequence[Tensor], calls: bool) -> None:
         """Hold the graph of the first losses against what was said of the model."""
-        self._looked = True
-        found = reached(roots, cut)
+        found = reached(view.roots, cut)
         if calls and found.normalised and self._model is None:
             raise MtlError(
                 "Balancer: the losses pass through batch normalisation, whose statistics every call of a closure would "
                 "move: pass model=, so that they are put back"
             )
-        loss, gradient = self.loss_weighting, self.gradient_weighting
-        if gradient.reads == "nothing" and not loss.takes_gradients:
+        if not self._asks_for_gradients():
             return
+        loss = self.loss_weighting
         if not self._shared and loss.takes_gradients:
             raise MtlError(
                 f"Balancer: '{loss.name}' takes gradients at the shared parameters: pass shared=, those of the trunk"
@@ -253,14 +267,43 @@ class Balancer:
         known = {id(p) for p in self._known()}
         missing = [p for p in found.parameters if p.requires_grad and id(p) not in known]
         if missing:
-            names = {} if self._model is None else {id(p): name for name, p in self._model.named_parameters()}
-            shown = ", ".join(names.get(id(p), str(tuple(p.shape))) for p in missing[:4])
             raise MtlError(
                 f"Balancer: {len(missing)} trainable parameters of the losses are in neither `shared` nor "
-                f"`task_parameters`, and would not be trained: {shown}{', ...' if len(missing) > 4 else ''}; "
+                f"`task_parameters`, and would not be trained: {self._shown(missing)}; "
                 "those that one task alone reaches, such as its head, belong to task_parameters={'task': "
                 "head.parameters()}"
             )
+        if self.gradient_weighting.reads != "nothing":
+            self._look_at_paths(view, cut, found.parameters)
+
+    def _look_at_paths(self, view: ClosureStep, cut: Sequence[Tensor], around: Sequence[nn.Parameter]) -> None:
+        """Whether task gradients will hold all that they should, and nothing twice. `around`: reached beside `cut`."""
+        several = view.not_private()
+        if several:
+            raise MtlError(
+                f"Balancer: task_parameters['{several.owner}'] holds parameters that the losses of other tasks reach: "
+                f"{self._shown(several.parameters)}; those that several tasks reach belong to `shared`, and a head to "
+                "its own task"
+            )
+        shared = {id(p) for p in self._shared}
+        past = [p for p in around if id(p) in shared] if cut else []
+        if past or nested(cut):
+            how = f"past it from {self._shown(past)}" if past else "from one of its tensors through another"
+            raise MtlError(
+                "backward: every path from a shared parameter to a loss should cross the representation once; found "
+                f"one {how}; hand over what the heads read, or use wrt='params'"
+            )
+
+    def _asks_for_gradients(self) -> bool:
+        """Whether anything goes by which parameters were given as whose."""
+        loss = self.loss_weighting
+        return self.gradient_weighting.reads != "nothing" or loss.takes_gradients or loss.heads == "unweighted"
+
+    def _shown(self, parameters: Sequence[nn.Parameter]) -> str:
+        """The first few, by name where the model is known and by shape where not."""
+        names = {} if self._model is None else {id(p): name for name, p in self._model.named_parameters()}
+        shown = ", ".join(names.get(id(p), str(tuple(p.shape))) for p in parameters[:4])
+        return f"{shown}{', ...' if len(parameters) > 4 else ''}"
 
     def _slot(
         self, slot: str, wanted: Any, among: WeightingRegistry[Any], options: Mapping[str, Mapping[str, Any]], seed: int
@@ -272,27 +315,10 @@ class Balancer:
             raise MtlError(f"Balancer: {slot} should be a name or a {kind}; found {type(wanted).__name__}")
         if options.get(slot):
             raise MtlError(f"Balancer: options['{slot}'] goes with a name; this {slot} weighting is built already")
+        if len(wanted.tasks) != len(self.tasks) or (
+            set(wanted.tasks) == set(self.tasks) and wanted.tasks != self.tasks
+        ):
+            raise MtlError(
+                f"Balancer: {slot} was built for the tasks {', '.join(wanted.tasks)}; found {', '.join(self.tasks)}"
+            )
         return wanted
-
-
-def _parameters(argument: str, given: Any) -> list[nn.Parameter]:
-    several = isinstance(given, Iterable) and not isinstance(given, nn.Module | Tensor | str)
-    found = list(given) if several else [given]
-    wrong = [each for each in found if not several or not isinstance(each, Tensor)]
-    if wrong:
-        raise MtlError(
-            f"Balancer: {argument} should be a list of parameters, such as module.parameters(); found "
-            f"{type(wrong[0]).__name__}"
-        )
-    return found
-
-
-def _mapping(argument: str, given: Any) -> Mapping[str, Any]:
-    if given is not None and not isinstance(given, Mapping):
-        raise MtlError(f"Balancer: {argument} should be a dict; found {type(given).__name__}")
-    return given or {}
-
-
-def _check_number(argument: str, value: Any, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-        raise MtlError(f"Balancer: {argument} should be a number of at least {least}; found {value!r}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from mtlcli.errors import MtlError
 from mtlcli.weighting.base import Clock, Losses, Params
@@ -17,6 +18,13 @@ Given = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 Closure = Callable[[], Given]
 
 _SHORT = (torch.float16, torch.bfloat16)  # too coarse to weigh losses in
+
+
+class NotPrivate(NamedTuple):
+    """Parameters that are said to belong to one task, and do not."""
+
+    owner: str  # the task that they were given for
+    parameters: list[nn.Parameter]
 
 
 class ClosureStep:
@@ -68,13 +76,13 @@ class ClosureStep:
 
     @cached_property
     def sample_losses(self) -> Tensor:
-        """(K, B) with gradient. Raises MtlError where the losses were given as means."""
+        """(K, B) with gradient, 0 where a task has fewer rows than another. Raises MtlError where means were given."""
         if self._samples is None:
             raise MtlError(
                 "this method weighs samples: pass losses of shape (K, B), one row of per-sample losses a task, "
                 f"to backward(); found one loss a task ({', '.join(self.tasks)})"
             )
-        return torch.stack(list(self._samples))
+        return pad_sequence(list(self._samples), batch_first=True)
 
     @property
     def samples(self) -> Sequence[Tensor] | None:
@@ -95,6 +103,20 @@ class ClosureStep:
         return {
             name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(wanted.items(), found, strict=True)
         }
+
+    def not_private(self) -> NotPrivate | None:
+        """The first task with parameters of its own that the loss of another task depends on. The graph stays usable.
+
+        It asks for gradients, since losses that were cut from one tensor have one graph.
+        """
+        for owner, own in self._private.items():
+            others = [root for task, root in zip(self.tasks, self.roots, strict=True) if task != owner]
+            if own and others:
+                found = torch.autograd.grad(others, own, retain_graph=True, allow_unused=True)
+                reached = [p for p, g in zip(own, found, strict=True) if g is not None and g.any()]
+                if reached:
+                    return NotPrivate(owner, reached)
+        return None
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """`value`: a person's own loop has one process."""
@@ -139,7 +161,8 @@ class ClosureStep:
                 "computes it at the parameters' current values, higher is better"
             )
         with torch.no_grad(), self._probing(at):
-            return float(self._metrics[task]())
+            found = self._metrics[task]()
+        return None if found is None else float(found)
 
     @contextmanager
     def _probing(self, at: Params | None) -> Iterator[None]:
@@ -177,13 +200,17 @@ class ClosureStep:
                     f"missing: {', '.join(missing) or 'none'}, unknown: {', '.join(map(str, extra)) or 'none'}"
                 )
             parts: Sequence[Tensor] = [given[task] for task in self.tasks]
+        elif isinstance(given, Tensor):
+            parts = given.unbind() if given.ndim else []
         else:
-            parts = list(given) if not isinstance(given, Tensor) else given.unbind() if given.ndim else []
+            parts = list(given) if isinstance(given, Iterable) else []
         if len(parts) != len(self.tasks) or any(not isinstance(part, Tensor) or part.ndim > 1 for part in parts):
             found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            kinds = {str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts}
             raise MtlError(
                 f"backward: {what} should be a dict by task, or a tensor of shape ({len(self.tasks)},) or "
                 f"({len(self.tasks)}, B) in the order {', '.join(self.tasks)}; found {found}"
+                + (f" of {', '.join(sorted(kinds))}" if parts and not isinstance(given, Tensor) else "")
             )
         if differentiable:
             for task, part in zip(self.tasks, parts, strict=True):
@@ -192,9 +219,8 @@ class ClosureStep:
                         f"backward: the loss of '{task}' has no gradient; compute it without no_grad or detach"
                     )
         parts = [part.float() if part.dtype in _SHORT else part for part in parts]
-        if parts[0].ndim == 0:
-            return parts, None
-        return [part.mean() for part in parts], parts
+        roots = [part.mean() if part.ndim else part for part in parts]
+        return roots, parts if all(part.ndim for part in parts) else None
 
     @contextmanager
     def _at(self, values: Params | None) -> Iterator[None]:

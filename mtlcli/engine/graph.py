@@ -17,17 +17,32 @@ class Reached(NamedTuple):
 
 def reached(roots: Sequence[Tensor], cut: Sequence[Tensor] = ()) -> Reached:
     """Follow the graph of `roots` to its leaves; what lies behind the tensors `cut` is left out."""
-    seen = {tensor.grad_fn for tensor in cut}
-    waiting = [root.grad_fn for root in roots]
-    parameters, normalised = {}, False
+    ends = {(tensor.grad_fn, tensor.output_nr) for tensor in cut}
+    waiting = [(root.grad_fn, root.output_nr) for root in roots]
+    seen, parameters, normalised = set(), {}, False
     while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
+        node, output = waiting.pop()
+        if node is None or node in seen or (node, output) in ends:
             continue
         seen.add(node)
         normalised |= "BatchNorm" in node.name()
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, nn.Parameter):
             parameters[id(leaf)] = leaf
-        waiting += [following for following, _ in node.next_functions]
+        waiting += node.next_functions
     return Reached(tuple(parameters.values()), normalised)
+
+
+def nested(cut: Sequence[Tensor]) -> bool:
+    """Whether one of the tensors `cut` was computed from another."""
+    ends = {(tensor.grad_fn, tensor.output_nr) for tensor in cut if tensor.grad_fn is not None}
+    waiting = [edge for node, _ in ends if node is not None for edge in node.next_functions]
+    seen = set()
+    while waiting:
+        node, output = waiting.pop()
+        if (node, output) in ends:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += node.next_functions
+    return False

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_balancer import TASKS, Net, balancer_for, net, task_losses
+from test_balancer import TASKS, Net, balancer_for, net, sample_losses, task_losses
 from torch import Tensor, nn
 
+from mtlcli import gradient_weightings, loss_weightings
 from mtlcli.engine.balancer import Balancer
 from mtlcli.errors import MtlError
 
@@ -34,6 +35,8 @@ def heads_of(model: Net) -> dict[str, list[nn.Parameter]]:
         ({"options": "gradient"}, "options should be a dict; found str"),
         ({"options": {"gradient": "nash_mtl"}}, r"options\['gradient'\] should be a dict; found str"),
         ({"task_parameters": [1]}, "task_parameters should be a dict; found list"),
+        ({"groups": 3}, "groups should be a list of lists of parameters; found int"),
+        ({"model": 3}, "model should be an nn.Module; found int"),
     ],
 )
 def test_settings_that_cannot_be(options: dict[str, Any], says: str) -> None:
@@ -193,8 +196,6 @@ def closures(model: Net) -> dict[str, Callable[[], dict[str, Tensor]]]:
 
 
 def rows(model: Net) -> Tensor:
-    from test_balancer import sample_losses
-
     return torch.stack(list(sample_losses(model)[1].values()))
 
 
@@ -205,3 +206,181 @@ def test_a_parameter_frozen_later_is_noticed() -> None:
     model.encoder[0].weight.requires_grad_(False)
     with pytest.raises(MtlError, match="frozen after the Balancer was made; make a new one"):
         balancer.backward(task_losses(model)[1])
+
+
+def test_a_parameter_unfrozen_later_is_noticed() -> None:
+    """It would stay as it is, although it wants to be trained."""
+    model = net()
+    model.encoder[0].weight.requires_grad_(False)
+    balancer = balancer_for(model, gradient="pcgrad", last_shared=model.encoder[0].parameters())
+    plain = balancer_for(model)
+    balancer.backward(task_losses(model)[1])
+    model.encoder[0].weight.requires_grad_(True)
+    with pytest.raises(MtlError, match="unfrozen after the Balancer was made; make a new one"):
+        balancer.backward(task_losses(model)[1])
+    plain.backward(task_losses(model)[1])
+    assert model.encoder[0].weight.grad is not None
+
+
+def test_frozen_parameters_may_stand_in_groups_and_in_the_last_layer() -> None:
+    model = net()
+    first, last = model.encoder[0], model.encoder[4]
+    last.bias.requires_grad_(False)
+    first.bias.requires_grad_(False)
+    balancer_for(model, gradient="pcgrad", groups=[first.parameters(), last.parameters()])
+    balancer = balancer_for(model, gradient="pcgrad", wrt="last_shared", last_shared=last.parameters())
+    balancer.backward(task_losses(model)[1])
+    assert first.weight.grad is not None
+
+
+@pytest.mark.parametrize("tasks", ["abc", 3, [], ["a", "a"], [0, 1], {"a", "b"}])
+def test_tasks_are_names_in_an_order(tasks: Any) -> None:
+    with pytest.raises(MtlError, match="tasks should be a list of different names"):
+        Balancer(tasks)
+
+
+def test_weightings_of_ones_own_are_built_for_the_same_tasks() -> None:
+    pcgrad = gradient_weightings.build("pcgrad", tasks=2)
+    with pytest.raises(MtlError, match="gradient was built for the tasks task0, task1; found seg, depth, normal"):
+        balancer_for(net(), gradient=pcgrad)
+    igb = loss_weightings.build("igb_v1", tasks=TASKS[::-1])
+    with pytest.raises(MtlError, match="loss was built for the tasks normal, depth, seg; found seg, depth, normal"):
+        balancer_for(net(), loss=igb)
+    balancer_for(net(), loss=loss_weightings.build("igb_v1", tasks=3))
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "says"),
+    [
+        ({"loss": "famo"}, {"closure": torch.ones(3)}, "closure should be a function without arguments.* found Tensor"),
+        ({"loss": "famo"}, {"closure": lambda: None}, "the closure's losses should be a dict by task.* found NoneType"),
+        ({"loss": "moml"}, {"held_out": torch.ones(3)}, "held_out should be a function .* found Tensor"),
+        ({"gradient": "modo"}, {"extra": 2}, "extra should be a list of functions; found int"),
+        ({"gradient": "modo"}, {"extra": [torch.ones(3)] * 2}, r"extra\[0\] should be a function .* found Tensor"),
+        ({"loss": "hydalearn"}, {"metrics": 0.5}, "metrics should be a dict; found float"),
+        ({"loss": "hydalearn"}, {"metrics": {"seg": 0.5}}, r"metrics\['seg'\] should be a function .* found float"),
+        ({"gradient": "mgda", "wrt": "representation"}, {"representation": "z"}, "representation .* found str"),
+        ({"gradient": "mgda", "wrt": "representation"}, {"representation": {"seg": 1}}, "representation .* found dict"),
+    ],
+)
+def test_arguments_that_are_something_else(options: dict[str, Any], given: dict[str, Any], says: str) -> None:
+    model = net()
+    with pytest.raises(MtlError, match=says):
+        balancer_for(model, **options).backward(task_losses(model)[1], **given)
+
+
+@pytest.mark.parametrize(
+    ("losses", "found"),
+    [
+        (None, "NoneType"),
+        (3.0, "float"),
+        ({"seg": 1.0, "depth": torch.ones(()), "normal": torch.ones(2, 2)}, r"dict of \(\), \(2, 2\), float"),
+    ],
+)
+def test_losses_that_are_none(losses: Any, found: str) -> None:
+    with pytest.raises(MtlError, match=rf"in the order seg, depth, normal; found {found}$"):
+        balancer_for(net()).backward(losses)
+
+
+def test_a_rate_that_is_set_to_something_else() -> None:
+    model = net()
+    balancer = balancer_for(model)
+    balancer.lr = [0.1]  # type: ignore[assignment]
+    with pytest.raises(MtlError, match=r"lr should be a number of at least 0; found \[0\.1\]"):
+        balancer.backward(task_losses(model)[1])
+
+
+@pytest.mark.parametrize("gradient", ["sum", "pcgrad"])
+def test_tasks_may_have_rows_of_their_own_number(gradient: str) -> None:
+    """One mean, and two tasks of which some rows have no label."""
+    expected, model = net(), net()
+    losses = {task: rows[: 8 * k + 8] for k, (task, rows) in enumerate(sample_losses(expected)[1].items())}
+    balancer_for(expected, gradient=gradient).backward({task: rows.mean() for task, rows in losses.items()})
+    losses = {task: rows[: 8 * k + 8] for k, (task, rows) in enumerate(sample_losses(model)[1].items())}
+    balancer_for(model, gradient=gradient).backward({**losses, "seg": losses["seg"].mean()})
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_samples_are_weighed_where_tasks_have_rows_of_their_own_number() -> None:
+    model = net()
+
+    def some() -> dict[str, Tensor]:
+        return {task: rows[: 8 * k + 8] for k, (task, rows) in enumerate(sample_losses(model)[1].items())}
+
+    report = balancer_for(model, loss="slgrad").backward(some(), closure=some, held_out=some)
+    assert report.weights.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("form", ["dict", "tensor"])
+def test_parameters_of_one_task_that_others_reach_are_noticed(form: str) -> None:
+    """A head that was given to another task, or a layer of the trunk, would be trained on a part of its gradient."""
+    model = net()
+    heads = heads_of(model)
+    swapped = {"seg": heads["depth"], "depth": heads["seg"], "normal": heads["normal"]}
+    encoder = list(model.encoder.parameters())
+    stolen = {**heads, "normal": [*heads["normal"], *encoder[2:]]}
+    losses = task_losses(model)[1]
+    given = losses if form == "dict" else torch.stack(list(losses.values()))
+    for shared, owners, owner in ((encoder, swapped, "seg"), (encoder[:2], stolen, "normal")):
+        balancer = Balancer(TASKS, gradient="mgda", shared=shared, task_parameters=owners)
+        with pytest.raises(MtlError, match=rf"task_parameters\['{owner}'\] holds parameters .* of other tasks reach"):
+            balancer.backward(given)
+
+
+class Deep(nn.Module):
+    """One head reads the first layer, the other the second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 4)
+        self.early = nn.Sequential(nn.Tanh(), nn.Linear(5, 1))
+        self.late = nn.Sequential(nn.Tanh(), nn.Linear(4, 1))
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        low = self.first(x)
+        high = self.second(low.tanh())
+        return [low, high], {"a": self.early(low).square().mean(), "b": self.late(high).square().mean()}
+
+
+def test_a_representation_that_is_no_cut_is_noticed() -> None:
+    """What passes through both tensors would be counted twice; what passes by would be lost."""
+    torch.manual_seed(0)
+    model = Deep()
+    x = torch.randn(8, 6)
+    shared = [*model.first.parameters(), *model.second.parameters()]
+    heads = {"a": model.early.parameters(), "b": model.late.parameters()}
+    balancer = Balancer(
+        ("a", "b"), gradient="mgda", wrt="representation", shared=shared, task_parameters=heads, model=model
+    )
+    cut, losses = model(x)
+    with pytest.raises(MtlError, match="cross the representation once; found one from one of its tensors through anot"):
+        balancer.backward(losses, representation=cut)
+    with pytest.raises(MtlError, match=r"found one past it from first\.(weight|bias)"):
+        balancer.backward(losses, representation=cut[1])
+    with pytest.raises(MtlError, match=r"found one past it from second\.(weight|bias)"):
+        balancer.backward(losses, representation=cut[0])
+    private = {"a": model.early.parameters(), "b": [*model.second.parameters(), *model.late.parameters()]}
+    own = Balancer(
+        ("a", "b"), gradient="mgda", wrt="representation", shared=model.first.parameters(), task_parameters=private
+    )
+    own.backward(losses, representation=cut[0])
+
+
+def test_pieces_of_one_tensor_are_a_cut() -> None:
+    left, right, trunk = nn.Linear(3, 1), nn.Linear(3, 1), nn.Linear(4, 6)
+    heads = {"a": left.parameters(), "b": right.parameters()}
+    balancer = Balancer(
+        ("a", "b"), gradient="imtl_g", wrt="representation", shared=trunk.parameters(), task_parameters=heads
+    )
+    a, b = trunk(torch.randn(8, 4)).chunk(2, 1)
+    balancer.backward({"a": left(a).square().mean(), "b": right(b).square().mean()}, representation=[a, b])
+    assert trunk.weight.grad is not None
+
+
+def test_a_metric_may_be_undefined() -> None:
+    model = net()
+    options = {"loss": {"gain": "metric"}}
+    balancer = balancer_for(model, loss="hydalearn", options=options)
+    balancer.backward(task_losses(model)[1], metrics={"seg": lambda: None})
+    assert sum(balancer.events.values()) == 1
