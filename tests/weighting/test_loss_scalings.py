@@ -213,6 +213,19 @@ def test_go4align_leaves_non_finite_steps_out() -> None:
     assert sum(method.events.values()) == 1
 
 
+def test_go4align_leaves_tasks_out_whose_losses_are_not_positive() -> None:
+    """Divided by its loss, such a task's weight would dwarf those of its whole group."""
+    two = loss_weightings.build("go4align", tasks=2, groups=1)
+    three = loss_weightings.build("go4align", tasks=3, groups=1)
+    two(ScriptedStep(torch.tensor([1.0, 3.0])))
+    step = ScriptedStep(torch.tensor([1.0, 0.0, 3.0]))
+    found = slopes(three(step), step)
+    assert found[1] == 0
+    torch.testing.assert_close(found[[0, 2]] / found[0], two.weights / two.weights[0])
+    assert found.max() < 10
+    assert sum(three.events.values()) == 1
+
+
 @pytest.mark.parametrize("normalise", ["ratio", "log", "none"])
 def test_ldc_mtl_against_its_published_objective(normalise: str) -> None:
     method = loss_weightings.build("ldc_mtl", tasks=3, normalise=normalise, penalty=0.3).double()
@@ -236,6 +249,20 @@ def test_ldc_mtl_against_its_published_objective(normalise: str) -> None:
     torch.testing.assert_close(found[0][:, 0], expected[0])
     torch.testing.assert_close(found[1], expected[1])
     assert method.learnable() == [method.numbers]
+
+
+@pytest.mark.parametrize("late", [0.0, math.nan])
+@pytest.mark.parametrize("normalise", ["ratio", "log"])
+def test_ldc_mtl_takes_each_base_from_the_first_positive_loss(normalise: str, late: float) -> None:
+    """A task without labels in the first batch would otherwise stop all others for good."""
+    first, second, at_once = (loss_weightings.build("ldc_mtl", tasks=3, normalise=normalise) for _ in range(3))
+    first(ScriptedStep(torch.tensor([0.5, late, 10.0])))
+    first(ScriptedStep(torch.tensor([0.7, 4.0, 20.0])))
+    at_once(ScriptedStep(torch.tensor([0.5, 4.0, 10.0])))
+    step, same = ScriptedStep(LOSSES), ScriptedStep(LOSSES)
+    torch.testing.assert_close(slopes(first(step), step), slopes(at_once(same), same))
+    step = ScriptedStep(torch.tensor([0.5, 0.0, 10.0]))
+    assert slopes(second(step), step)[0] > 0.1
 
 
 def test_ldc_mtl_with_a_network() -> None:

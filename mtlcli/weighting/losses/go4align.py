@@ -27,8 +27,8 @@ class GO4Align(LossWeighting):
         autumn9999/GO4Align, `GO4ALIGN`, whose step size is followed.
     Deviations: K-means is solved exactly, for on a line groups are neighbours; the code starts it at random. The number
         of groups has no published default: the code's argument starts at 1, where all tasks share one weight and
-        nothing is grouped, and 2 is the least that groups (inference). Losses below 1e-12 count as 1e-12. Steps with
-        non-finite losses reuse the weights of the step before.
+        nothing is grouped, and 2 is the least that groups (inference). A task whose loss is below 1e-12 stays out and
+        has no weight (counted). Steps with non-finite losses reuse the weights of the step before.
     """
 
     class Options(AnyOptions):
@@ -57,9 +57,13 @@ class GO4Align(LossWeighting):
         losses = step.losses.detach().to(self.log_risk)
         if torch.isfinite(losses).all():
             self.log_risk = (self.log_risk - self.options.step_size * losses).log_softmax(0)
-            positive = losses.clamp(min=SMALLEST)
-            wanted = (positive.sum() / positive * self.log_risk.exp()).tolist()
-            self.weights = torch.tensor(group_means(wanted, self.options.groups)).to(losses)
+            positive = losses > SMALLEST
+            if not positive.all():
+                self.count("a loss was not positive: its task had no weight")
+            there = losses[positive]
+            wanted = (there.sum() / there * self.log_risk.exp()[positive]).tolist()
+            self.weights = torch.zeros_like(losses)
+            self.weights[positive] = torch.tensor(group_means(wanted, self.options.groups)).to(losses)
         else:
             self.count("non-finite losses: the last weights were used")
         return self.weights * step.losses

@@ -33,7 +33,8 @@ class LDCMTL(LossWeighting):
     Deviations: the code's dense runs compute weights from the model's features, which a loss weighting does not see;
         `router: network` reads the losses in their place (inference). Neighbours are tasks next to each other in the
         order of their names, so that the order of a list of tasks does not matter. The first step's losses stay the
-        base; in the code's QM9 run they are taken anew each epoch. A log below 1e-12 has no gradient and is counted.
+        base; in the code's QM9 run they are taken anew each epoch. A task whose loss is not positive then, as without
+        a label in the batch, gets its base later. A log below 1e-12 has no gradient and is counted.
     """
 
     class Options(AnyOptions):
@@ -52,7 +53,7 @@ class LDCMTL(LossWeighting):
         )
         router: Literal["weights", "network"] = Field("weights", description="What the weights come from.")
 
-    first: Tensor  # (K,)  losses of the first step; nan before it
+    first: Tensor  # (K,)  first positive loss of each task; nan before it
     by_name: Tensor  # (K,)  the order of the tasks' names
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
@@ -66,9 +67,10 @@ class LDCMTL(LossWeighting):
     def forward(self, step: StepView) -> Tensor:
         """Shares (K,) of the objective: each task's loss times its factor, and the weights' part in equal parts."""
         losses = step.losses.detach()
-        if self.first.isnan().any() and torch.isfinite(losses).all():
-            self.first = losses.clamp(min=SMALLEST).to(self.first)
-        base = torch.where(self.first.isnan(), 1, self.first).to(losses)
+        usable = losses.isfinite() & (losses > SMALLEST)
+        self.first = torch.where(self.first.isnan() & usable, losses.to(self.first), self.first)
+        least = self.first.nan_to_num(torch.inf).min()
+        base = torch.where(self.first.isnan(), torch.where(least.isinf(), 1, least), self.first).to(losses)
         if self.options.normalise == "log":
             relative = log_of(step.losses, self) - base.log()
         else:
