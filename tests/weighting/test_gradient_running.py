@@ -30,6 +30,15 @@ def test_gradients_must_keep_their_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["moco", "db_mtl", "excess_mtl"])
+def test_gradients_must_be_finite(name: str) -> None:
+    method, jacobian = build_gradient(name, 3), jacobian_of(3, 8)
+    method(jacobian, ONES)
+    jacobian[1, 4] = math.inf
+    with pytest.raises(MtlError, match=rf"{name}: gradients should be finite; found NaN or inf in rows \[1\]"):
+        method(jacobian, ONES)
+
+
+@pytest.mark.parametrize("name", ["moco", "db_mtl", "excess_mtl"])
 def test_the_jacobian_handed_in_is_left_alone(name: str) -> None:
     """The engine uses one buffer for all steps."""
     method, buffer = build_gradient(name, 3), torch.empty(3, 8, dtype=torch.float64)
@@ -280,6 +289,16 @@ def test_gradnorm_counts_losses_that_are_not_positive() -> None:
     method = build_gradient("gradnorm", 2)
     assert method(gramian_of(1.0, 1.0), torch.tensor([-1.0, 1.0])).isfinite().all()
     assert method.events.total() == 1
+
+
+def test_gradnorm_takes_each_base_from_the_first_positive_loss() -> None:
+    """A task without labels in the first batch would otherwise seem to have stood still ever since."""
+    method, other = (gradient_weightings.build("gradnorm", tasks=2, alpha=1.0, lr=0.01) for _ in range(2))
+    method(gramian_of(1.0, 0.0), torch.tensor([2.0, 0.0]))
+    other(gramian_of(1.0, 0.0), torch.tensor([2.0, 2.0]))
+    for _ in range(300):
+        weights = [each(gramian_of(1.0, 1.0), torch.tensor([1.0, 2.0])) for each in (method, other)]
+    torch.testing.assert_close(*weights, rtol=0.05, atol=0)
 
 
 # metabalance

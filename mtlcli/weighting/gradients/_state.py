@@ -19,6 +19,18 @@ def random_orders(num_tasks: int, rng: torch.Generator) -> NDArray[np.int64]:
     return found
 
 
+def check_finite(by_task: Tensor, method: str) -> None:
+    """Raises MtlError naming `method` where an entry of `by_task` (K,), made of the tasks' gradients, is not finite: it
+    would stay in a running value for good."""
+    finite = by_task.isfinite()
+    if not finite.all():
+        tasks = (~finite).nonzero().flatten().tolist()
+        raise MtlError(
+            f"{method}: gradients should be finite; found NaN or inf in rows {tasks}: a gradient overflowed or is NaN; "
+            "lower the learning rate or look for the loss that diverged"
+        )
+
+
 class Memory:
     """A (K, P) tensor that a method keeps up to date. It starts as zeros once P is known, at the first gradients."""
 

@@ -10,7 +10,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
 from mtlcli.search import searched, searched_among
 from mtlcli.weighting.base import GradientWeighting
-from mtlcli.weighting.gradients._state import Memory
+from mtlcli.weighting.gradients._state import Memory, check_finite
 
 
 @gradient_weightings.register("db_mtl")
@@ -55,9 +55,10 @@ class DBMTL(GradientWeighting):
         self.keep("average", self.average)
 
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
-        """Direction (P,). Raises MtlError where the size of the gradients changes."""
+        """Direction (P,). Raises MtlError where the size of the gradients changes or one is not finite."""
         average = self.average.beside(statistic, self.name)
         self.step += 1
         average.lerp_(statistic, (1 - self.options.beta / self.step**self.options.beta_sigma).to(average))
         lengths = torch.stack([row.norm() for row in average])
+        check_finite(lengths, self.name)
         return torch.where(lengths > 0, lengths.max() / lengths, 0) @ average

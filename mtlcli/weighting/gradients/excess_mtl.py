@@ -10,7 +10,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting
-from mtlcli.weighting.gradients._state import Memory
+from mtlcli.weighting.gradients._state import Memory, check_finite
 
 CHUNK = 1 << 18  # columns at a time: temporaries stay small next to the (K, P) Jacobian
 
@@ -58,13 +58,14 @@ class ExcessMTL(GradientWeighting):
         self.keep("squares", self.squares)
 
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
-        """Weights (K,) that sum to K. Raises MtlError where the size of the gradients changes."""
+        """Weights (K,) that sum to K. Raises MtlError where the size of the gradients changes or one is not finite."""
         squares = self.squares.beside(statistic, self.name)
         excess = statistic.new_zeros(len(statistic))
         for start in range(0, statistic.shape[1], CHUNK):
             square = statistic[:, start : start + CHUNK].square()
             total = squares[:, start : start + CHUNK].add_(square)
             excess += torch.where(total > 0, square / total.sqrt(), 0).sum(1)
+        check_finite(excess, self.name)
         excess = excess.to(self.first)
         known = self.first > 0
         self.first = torch.where(known, self.first, excess)

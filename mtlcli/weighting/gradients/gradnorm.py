@@ -32,7 +32,8 @@ class GradNorm(GradientWeighting):
         weighted losses, as in the paper.
     Deviations: gradients at whatever parameters `wrt` names; the paper takes the last shared layer's. The slope is
         divided by N, so that the scale of the losses does not matter to Adam. Weights never fall below 1e-4; a
-        loss that is not positive counts as 1e-12 and is counted. Losses are those that this slot receives: with
+        loss that is not positive counts as 1e-12 and is counted; at the first step it is no base, which the task gets
+        later. Losses are those that this slot receives: with
         logs of losses in the other slot, r follows the weights alone.
     """
 
@@ -51,7 +52,7 @@ class GradNorm(GradientWeighting):
 
     reads = "gramian"
     heads = "weighted"
-    first: Tensor  # (K,)  losses of the first step; 0 before it
+    first: Tensor  # (K,)  first positive loss of each task; 0 before it
 
     def __init__(self, options: Options, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
@@ -73,9 +74,8 @@ class GradNorm(GradientWeighting):
         if (losses <= 0).any():
             self.count("a loss was not positive: it counted as 1e-12")
         positive = losses.to(weights).clamp(min=SMALLEST_LOSS)
-        if not self.first.any():
-            self.first = positive
-        ratio = positive / self.first
+        self.first = torch.where((self.first == 0) & (losses.to(weights) > SMALLEST_LOSS), positive, self.first)
+        ratio = torch.where(self.first > 0, positive / self.first, 1)
         sizes = weights * lengths
         mean = sizes.mean()
         if mean > 0:

@@ -14,7 +14,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
 from mtlcli.search import searched, searched_among
 from mtlcli.weighting.base import GradientWeighting, Trait
-from mtlcli.weighting.gradients._state import Memory
+from mtlcli.weighting.gradients._state import Memory, check_finite
 from mtlcli.weighting.solvers import answer, onto_simplex
 
 NEGATIVE = "normalise: loss multiplies by weighted losses, which can be negative there; use normalise: none"
@@ -79,14 +79,16 @@ class MoCo(GradientWeighting):
         return {"negative_weights": NEGATIVE} if chosen.normalise == "loss" else {}
 
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
-        """Direction (P,). Raises MtlError where the size of the gradients changes."""
+        """Direction (P,). Raises MtlError where the size of the gradients changes or one is not finite."""
         options = self.options
         tracked = self.tracked.beside(statistic, self.name)
         self.step += 1
         beta = (options.beta / self.step**options.beta_sigma).to(tracked)
         for row, gradient, factor in zip(tracked, statistic, self._factors(statistic, losses), strict=True):
             row.lerp_(factor * gradient, beta)
-        pull = (tracked @ tracked.T).to(self.weights) @ self.weights + options.rho * self.weights
+        products = (tracked @ tracked.T).to(self.weights)
+        check_finite(products.diagonal(), self.name)
+        pull = products @ self.weights + options.rho * self.weights
         moved = self.weights - options.gamma / self.step**options.gamma_sigma * pull
         self.weights = answer(onto_simplex(moved.numpy(force=True)), self.weights)
         return self.weights.to(tracked) @ tracked
