@@ -99,7 +99,11 @@ class Rows:
         pull: Sequence[Tensor],
         along: Sequence[Sequence[Tensor]],
     ) -> Taken:
-        stacked = _vectorised(anchor, roots, pull)
+        try:
+            stacked = _vectorised(anchor, roots, pull)
+        except RuntimeError as error:
+            what = str(error).strip().splitlines()[0]
+            raise MtlError(f"rows: batched does not go with this model ({what}); use sequential or auto") from error
         parts = torch.split(self._buffer, [tensor.numel() for tensor in anchor], dim=1)
         for part, rows in zip(parts, stacked, strict=True):
             part.zero_() if rows is None else part.copy_(rows.reshape(len(roots), -1))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlcli.engine.rows import inner_products
+from mtlcli import MtlError
+from mtlcli.engine.rows import Rows, inner_products
 
 
 @pytest.mark.parametrize("size", [1, 1000, 70_000, 3_000_001])
@@ -24,3 +25,24 @@ def test_inner_products_are_as_exact_as_their_factors(size: int) -> None:
 def test_inner_products_of_float64_stay_exact() -> None:
     rows = torch.randn(4, 5000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     torch.testing.assert_close(inner_products(rows, rows), rows @ rows.T, rtol=1e-12, atol=1e-9)
+
+
+class Doubled(torch.autograd.Function):
+    """Twice the input; its backward pass leaves torch, and so cannot be vectorised."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, slope: torch.Tensor) -> torch.Tensor:
+        return 2 * torch.from_numpy(slope.numpy())
+
+
+def test_batched_rows_say_when_an_operation_refuses() -> None:
+    shared = torch.ones(3, requires_grad=True)
+    roots, ones = [Doubled.apply(shared).sum(), shared.prod()], [torch.ones(())] * 2
+    with pytest.raises(MtlError, match=r"rows: batched does not go with this model \(.*\); use sequential or auto"):
+        Rows(("a", "b"), "batched").take([shared], roots, ones, [[], []], keep_graph=True)
+    rows = Rows(("a", "b"), "sequential").take([shared], roots, ones, [[], []], keep_graph=False)
+    assert rows.jacobian.tolist() == [[2.0, 2.0, 2.0], [1.0, 1.0, 1.0]]
