@@ -53,7 +53,7 @@ def mapping(argument: str, given: Any) -> Mapping[str, Any]:
 
 def number(argument: str, given: Any, least: int) -> None:
     """A number of at least `least`."""
-    if isinstance(given, bool) or not isinstance(given, Real) or not given >= least:
+    if isinstance(given, bool) or not isinstance(given, Real) or not float(given) >= least:
         raise MtlError(f"Balancer: {argument} should be a number of at least {least}; found {given!r}")
 
 

@@ -285,7 +285,7 @@ class Balancer:
                 f"{self._shown(several.parameters)}; those that several tasks reach belong to `shared`, and a head to "
                 "its own task"
             )
-        shared = {id(p) for p in self._shared}
+        shared = {id(p) for p in self._shared} - {id(tensor) for tensor in cut}
         past = [p for p in around if id(p) in shared] if cut else []
         if past or nested(cut):
             how = f"past it from {self._shown(past)}" if past else "from one of its tensors through another"
