@@ -106,6 +106,12 @@ class Balancer:
         self.gradient_weighting: GradientWeighting = self._slot(
             "gradient", gradient, gradient_weightings, options, seed
         )
+        at_parameters = self.gradient_weighting.reads != "nothing" and wrt != "representation"
+        if (at_parameters or self.loss_weighting.takes_gradients) and any(p.is_complex() for p in everything):
+            raise MtlError(
+                "Balancer: gradients of tasks are compared by real numbers; hold complex parameters as real ones, and "
+                "use torch.view_as_complex where they are needed"
+            )
         self._step = Step(
             self._shared,
             self._private,

@@ -100,9 +100,8 @@ class ClosureStep:
         wanted = {name: self.params[name] for name in at or self.params}
         with self._at(at):  # a leaf is saved by reference: its backward pass must see the values of the forward pass
             found = torch.autograd.grad(loss, list(wanted.values()), retain_graph=True, allow_unused=True)
-        return {
-            name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(wanted.items(), found, strict=True)
-        }
+        filled = (torch.zeros_like(p) if g is None else g for p, g in zip(wanted.values(), found, strict=True))
+        return {name: g.to_dense() if g.is_sparse else g for name, g in zip(wanted, filled, strict=True)}
 
     def not_private(self) -> NotPrivate | None:
         """The first task with parameters of its own that the loss of another task depends on. The graph stays usable.

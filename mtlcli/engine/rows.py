@@ -82,10 +82,13 @@ class Rows:
             if all(g is None for g in found[: len(anchor)]):
                 raise MtlError(
                     f"task '{self.tasks[k]}' does not reach the shared part of the model; give the tensors that its "
-                    "loss was computed from (a model compiled as a whole hides them: compile its parts)"
+                    "loss was computed from (a model compiled as a whole hides them: compile its parts; "
+                    "so does checkpointing with use_reentrant=True)"
                 )
             for i, part in enumerate(torch.split(self._buffer[k], sizes)):
                 gradient = found[i]
+                if gradient is not None and gradient.is_sparse:
+                    gradient = gradient.to_dense()
                 part.zero_() if gradient is None else part.copy_(gradient.reshape(-1))
                 reached[i] |= gradient is not None
             extra.extend(found[len(anchor) :])

@@ -384,3 +384,36 @@ def test_a_metric_may_be_undefined() -> None:
     balancer = balancer_for(model, loss="hydalearn", options=options)
     balancer.backward(task_losses(model)[1], metrics={"seg": lambda: None})
     assert sum(balancer.events.values()) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"gradient": "mgda"}, {"gradient": "db_mtl"}, {"loss": "moml"}, {"loss": "slgrad"}]
+)
+def test_gradients_of_sparse_embeddings(options: dict[str, Any]) -> None:
+    """They come as sparse tensors, and count like dense ones."""
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        table = nn.Embedding(10, 4, sparse=sparse)
+        heads = nn.ModuleDict({task: nn.Linear(4, 1) for task in TASKS})
+
+        def losses(start: int = 0, table: nn.Module = table, heads: nn.ModuleDict = heads) -> dict[str, Tensor]:
+            rows = table(torch.arange(start, start + 4))
+            return {task: (head(rows) - 1).square().squeeze(1) for task, head in heads.items()}
+
+        owners = {task: head.parameters() for task, head in heads.items()}
+        balancer = Balancer(TASKS, shared=table.parameters(), task_parameters=owners, **options)
+        balancer.backward(losses(), closure=losses, held_out=lambda losses=losses: losses(2))
+        assert table.weight.grad is not None
+        found.append(table.weight.grad.to_dense())
+    torch.testing.assert_close(*found)
+
+
+def test_complex_parameters_are_refused_where_gradients_are_compared() -> None:
+    spectrum = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    with pytest.raises(MtlError, match=r"hold complex parameters as real ones.*view_as_complex"):
+        Balancer(("a", "b"), gradient="mgda", shared=[spectrum])
+    losses = {"a": (spectrum - 2).abs().sum(), "b": (spectrum + 2j).abs().sum()}
+    Balancer(("a", "b"), loss="uw", shared=[spectrum]).backward(losses)
+    assert spectrum.grad is not None
+    Balancer(("a", "b"), gradient="mgda", shared=[spectrum], wrt="representation")
