@@ -27,7 +27,8 @@ class MoDo(GradientWeighting):
         the weighted losses; K numbers of state.
     Source: Chen, Fernando, Ying & Chen, Three-Way Trade-Off in Multi-Objective Learning: Optimization, Generalization
         and Conflict-Avoidance, NeurIPS 2023 and JMLR 2024, arXiv 2305.20057; code heshandevaka/Trade-Off-MOL, whose
-        defaults inside of LibMTL are kept. Heads keep their own gradients, as there.
+        defaults inside of LibMTL are kept. Heads keep their own gradients, of the batch that is trained on; in LibMTL
+        the mean over all three.
     Deviations: the paper's update follows the mean of the two batches; a third one is the code's `three_grads`, and
         what LibMTL does. gamma is not relative to the gradients' lengths, in the paper or here: where these are large,
         the weights move at once to a corner of the simplex.
