@@ -131,6 +131,7 @@ class Balancer:
         self._view: ClosureStep | None = None
         self._draws: bool | None = None  # whether the closure draws random numbers, once that is known
         self._looked = False  # whether the graph of the losses has been held against the parameters
+        self._rounded = False  # whether the losses are computed in 16 bits
 
     def backward(
         self,
@@ -147,7 +148,8 @@ class Balancer:
             losses: `{task: scalar}` or a list of scalars (cheapest: each has a graph of its own), a tensor (K,), or
                 (K, B) per sample for methods that weigh samples.
             representation: with `wrt="representation"`, the tensor that the heads read.
-            closure: computes the losses of this batch again, at whatever values the parameters have then.
+            closure: computes the losses of this batch again, at whatever values the parameters have then. Small
+                differences are measured: it should have no autocast of its own, and one around the call is suspended.
             held_out: the same on a held-out batch.
             extra: the same on further training batches, for methods that need gradients of several batches which do not
                 depend on each other.
@@ -204,6 +206,7 @@ class Balancer:
         if not self._looked:
             self._look(self._view, cut, any(call is not None for call in (closure, held_out, *extra)))
             self._looked = True
+        self._view.rounded = self._rounded
         report = self._step.backward(self._view, cut)
         self._draws = self._view.draws
         self._count += 1
@@ -258,6 +261,7 @@ class Balancer:
     def _look(self, view: ClosureStep, cut: Sequence[Tensor], calls: bool) -> None:
         """Hold the graph of the first losses against what was said of the model."""
         found = reached(view.roots, cut)
+        self._rounded = found.rounded
         if calls and found.normalised and self._model is None:
             raise MtlError(
                 "Balancer: the losses pass through batch normalisation, whose statistics every call of a closure would "

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from mtlcli.engine.graph import SHORT
 from mtlcli.errors import MtlError
 from mtlcli.weighting.base import Clock, Losses, Params
 
 Given = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 Closure = Callable[[], Given]
-
-_SHORT = (torch.float16, torch.bfloat16)  # too coarse to weigh losses in
 
 
 class NotPrivate(NamedTuple):
@@ -53,6 +52,7 @@ class ClosureStep:
         self._model, self._metrics = model, metrics
         self._shared, self._private = shared, private
         self.draws = draws
+        self.rounded = False  # whether the losses given were computed in 16 bits
         self.passes = 0  # backward passes that `gradient` made
         self.roots, self._samples = self._taken_apart(losses, "losses")
         self._device = self.roots[0].device
@@ -146,8 +146,9 @@ class ClosureStep:
         return _losses(*self._taken_apart(given, "the closure's losses", torch.is_grad_enabled()))
 
     def unmoved(self) -> Losses:
-        """What was given; or, where the closure draws masks of its own, what it gives with those of all probes."""
-        if self.draws is False:
+        """What was given; or, in the precision and with the masks of all probes, what the closure gives, where
+        that would differ: where the losses were computed in 16 bits, or the closure draws masks of its own."""
+        if self.draws is False and not self.rounded:
             return _losses(self.roots, self._samples)
         with torch.no_grad():
             return self.probe()
@@ -165,13 +166,18 @@ class ClosureStep:
 
     @contextmanager
     def _probing(self, at: Params | None) -> Iterator[None]:
-        """Parameters at `at`, the step's random state; all of it and the buffers are put back afterwards."""
+        """Parameters at `at`, the step's random state, full precision; all of it and the buffers are put back after it.
+
+        Autocast keeps 16-bit copies of parameters, which know nothing of values that are exchanged.
+        """
         now = self._get_random_state()
         self._set_random_state(self._random_state)
         try:
-            with self._same_buffers(), self._at(at):
+            with self._same_buffers(), self._at(at), torch.autocast(self._device.type, enabled=False):
+                torch.clear_autocast_cache()
                 yield
         finally:
+            torch.clear_autocast_cache()
             self._set_random_state(now)
 
     @contextmanager
@@ -217,7 +223,7 @@ class ClosureStep:
                     raise MtlError(
                         f"backward: the loss of '{task}' has no gradient; compute it without no_grad or detach"
                     )
-        parts = [part.float() if part.dtype in _SHORT else part for part in parts]
+        parts = [part.float() if part.dtype in SHORT else part for part in parts]
         roots = [part.mean() if part.ndim else part for part in parts]
         return roots, parts if all(part.ndim for part in parts) else None
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+SHORT = (torch.float16, torch.bfloat16)  # too coarse to weigh losses in
 
 
 class Reached(NamedTuple):
@@ -13,24 +16,26 @@ class Reached(NamedTuple):
 
     parameters: tuple[nn.Parameter, ...]
     normalised: bool  # whether it passes through batch normalisation
+    rounded: bool  # whether anything in it was computed in 16 bits, as under autocast
 
 
 def reached(roots: Sequence[Tensor], cut: Sequence[Tensor] = ()) -> Reached:
     """Follow the graph of `roots` to its leaves; what lies behind the tensors `cut` is left out."""
     ends = {(tensor.grad_fn, tensor.output_nr) for tensor in cut}
     waiting = [(root.grad_fn, root.output_nr) for root in roots]
-    seen, parameters, normalised = set(), {}, False
+    seen, parameters, normalised, rounded = set(), {}, False, False
     while waiting:
-        node, output = waiting.pop()
-        if node is None or node in seen or (node, output) in ends:
+        node, number = waiting.pop()
+        if node is None or node in seen or (node, number) in ends:
             continue
         seen.add(node)
         normalised |= "BatchNorm" in node.name()
+        rounded |= any(output.dtype in SHORT for output in node._input_metadata)
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, nn.Parameter):
             parameters[id(leaf)] = leaf
         waiting += node.next_functions
-    return Reached(tuple(parameters.values()), normalised)
+    return Reached(tuple(parameters.values()), normalised, rounded)
 
 
 def nested(cut: Sequence[Tensor]) -> bool:

@@ -417,3 +417,29 @@ def test_complex_parameters_are_refused_where_gradients_are_compared() -> None:
     Balancer(("a", "b"), loss="uw", shared=[spectrum]).backward(losses)
     assert spectrum.grad is not None
     Balancer(("a", "b"), gradient="mgda", shared=[spectrum], wrt="representation")
+
+
+@pytest.mark.parametrize("around", ["forward", "everything"])
+@pytest.mark.parametrize("loss", ["famo", "hydalearn", "slgrad", "auto_lambda", "moml"])
+def test_autocast_does_not_disturb_what_is_measured_again(loss: str, around: str) -> None:
+    """Autocast keeps 16-bit copies of the parameters: steps that are only tried would go unseen, and small differences
+    would drown in rounding."""
+    compute = sample_losses if loss == "slgrad" else task_losses
+    found = []
+    for where in ("nowhere", around):
+        model = net()
+        balancer = balancer_for(model, loss=loss)
+        for step in range(3):
+            model.zero_grad()
+            whole = torch.autocast("cpu", torch.bfloat16, enabled=where == "everything")
+            with whole:
+                with torch.autocast("cpu", torch.bfloat16, enabled=where != "nowhere"):
+                    losses = compute(model, step)[1]
+                closure = {"closure": lambda step=step, model=model: compute(model, step)[1]}
+                report = balancer.backward(losses, held_out=lambda model=model: compute(model, 9)[1], **closure)
+                with torch.no_grad():
+                    for p in model.parameters():
+                        p -= 0.05 * p.grad if p.grad is not None else 0
+                balancer.after_step()
+        found.append(report.weights)
+    torch.testing.assert_close(*found, rtol=0.05, atol=0.01)
