@@ -185,6 +185,18 @@ def test_famo_against_its_published_loop(lowest: float) -> None:
         torch.testing.assert_close(method.logits, logits.detach())
 
 
+@pytest.mark.parametrize("absent", [0.0, -1.0])
+def test_famo_trains_the_others_where_a_task_has_no_labels(absent: float) -> None:
+    method, without = (loss_weightings.build("famo", tasks=num) for num in (3, 2))
+    step, other = ScriptedStep(torch.tensor([0.5, absent, 2.0])), ScriptedStep(torch.tensor([0.5, 2.0]))
+    found = slopes(method(step), step)
+    assert found[1] == 0
+    torch.testing.assert_close(found[[0, 2]], slopes(without(other), other))
+    assert method.events.total() == 1
+    none = ScriptedStep(torch.zeros(3))
+    assert slopes(method(none), none).tolist() == [0.0, 0.0, 0.0]
+
+
 def test_famo_counts_what_it_cannot_use() -> None:
     method = loss_weightings.build("famo", tasks=2, min_losses={"task0": 2.0})
     step = ScriptedStep(torch.tensor([1.0, 1.0]), after=torch.tensor([math.nan, 1.0]))

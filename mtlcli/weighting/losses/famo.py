@@ -25,8 +25,10 @@ class FAMO(LossWeighting):
         dropout in a closure); 3 K numbers of state.
     Source: Liu et al., FAMO: Fast Adaptive Multitask Optimization, NeurIPS 2023, arXiv 2306.03792; code
         Cranial-XIX/FAMO.
-    Deviations: D is never below 1e-8 (counted); the code takes the log of whatever is left. The code also shortens the
-        shared gradient to the norm 1 by default: that belongs to the optimiser's clipping here.
+    Deviations: a loss that is not above its minimum, such as 0 where a batch has no labels of the task, has no gradient
+        and no share in c (counted), and D = 1e-8 in the move of the logits; the code takes the log of whatever is left,
+        and with D = 1e-8 in c no other task would train in that step. The code also shortens the shared gradient to the
+        norm 1 by default: that belongs to the optimiser's clipping here.
     """
 
     class Options(AnyOptions):
@@ -68,8 +70,9 @@ class FAMO(LossWeighting):
         logs = self._log_gap(step.losses)
         now = step.unmoved()
         self.before = logs.detach() if now.roots is step.roots else self._log_gap(now.per_task.detach())
-        share = self.logits.detach().softmax(0)
-        return share / (share / logs.detach().exp()).sum() * logs
+        # 1e-8 in the place of a gap would outweigh all others in the sum.
+        share = self.logits.detach().softmax(0) * (step.losses.detach() > self.min_losses)
+        return share / (share / logs.detach().exp()).sum().clamp(min=1e-30) * logs
 
     @torch.no_grad()
     def after_step(self, step: StepView) -> None:
@@ -86,6 +89,6 @@ class FAMO(LossWeighting):
 
     def _log_gap(self, losses: Tensor) -> Tensor:
         gap = losses - self.min_losses
-        if (gap < 0).any():
-            self.count("a loss fell below min_losses: no gradient through its log")
+        if (gap <= 0).any():
+            self.count("a loss was not above min_losses: no gradient through its log")
         return (gap.clamp(min=0) + 1e-8).log()
