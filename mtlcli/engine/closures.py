@@ -112,7 +112,8 @@ class ClosureStep:
             others = [root for task, root in zip(self.tasks, self.roots, strict=True) if task != owner]
             if own and others:
                 found = torch.autograd.grad(others, own, retain_graph=True, allow_unused=True)
-                reached = [p for p, g in zip(own, found, strict=True) if g is not None and g.any()]
+                # 0 times an overflow is NaN, and says nothing.
+                reached = [p for p, g in zip(own, found, strict=True) if g is not None and g.nan_to_num(0, 0, 0).any()]
                 if reached:
                     return NotPrivate(owner, reached)
         return None

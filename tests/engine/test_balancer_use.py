@@ -328,6 +328,16 @@ def test_parameters_of_one_task_that_others_reach_are_noticed(form: str) -> None
             balancer.backward(given)
 
 
+def test_a_loss_that_is_not_finite_is_no_sign_of_wrong_owners() -> None:
+    """Cut from one tensor, every loss sends zeros through all heads; times an infinite slope they are NaN."""
+    model = net()
+    losses = list(task_losses(model)[1].values())
+    head = model.heads.seg.weight
+    losses[0] = losses[0] + (head - head.detach()).abs().sum().sqrt()
+    balancer_for(model, gradient="mgda").backward(torch.stack(losses))
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.encoder.parameters())
+
+
 class Deep(nn.Module):
     """One head reads the first layer, the other the second one."""
 
