@@ -184,3 +184,13 @@ def test_edges() -> None:
     # A contribution a million times the others' counts as 1000 times.
     values = chosen(losses=torch.tensor([1e6, 2.0, 5.0]), rho=0.1)
     torch.testing.assert_close(values, chosen(losses=torch.tensor([1e3, 2.0, 5.0]), rho=0.1), rtol=1e-3, atol=0)
+
+
+def test_a_task_that_stays_out_keeps_its_share_of_the_distribution() -> None:
+    """Without labels in a batch a task has no gradient; it must come back with no more than it had."""
+    method = gradient_weightings.build("emtl", tasks=4, form="kl", rho=10.0, normalise="none", strength=0.5)
+    even = torch.ones(4, dtype=torch.float64)
+    away = torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+    for _ in range(3):
+        assert method(away.diag(), even)[2] == 0
+    torch.testing.assert_close(method(even.diag(), even), even)

@@ -90,7 +90,7 @@ class EMTL(GradientWeighting):
 
     reads = "gramian"
     lengths: Tensor  # (K,)  running lengths of the gradients; 0 before the first that is not zero
-    logits: Tensor  # (K,)  kl: logs of p
+    logits: Tensor  # (K,)  kl: logs of p, up to a constant
 
     def __init__(self, options: Options, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
@@ -140,9 +140,10 @@ class EMTL(GradientWeighting):
             factors = num * chi_square_worst_case(contribution, options.rho)
         else:
             logits = self.logits.numpy(force=True).copy()
-            logits[tasks] = entropy_tempered(logits[tasks] + options.strength * contribution, options.rho)
+            found = entropy_tempered(logits[tasks] + options.strength * contribution, options.rho)
+            factors = num * np.exp(found)
+            logits[tasks] = found + np.logaddexp.reduce(logits[tasks])  # tasks that stay out keep their share
             self.logits = answer(logits, self.logits)
-            factors = num * np.exp(logits[tasks])
         scales = {"gradient": lengths.mean() / lengths, "loss": 1 / floored, "none": np.ones(num)}
         weights: Array = factors * scales[options.normalise]
         return weights
