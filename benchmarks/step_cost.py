@@ -10,7 +10,8 @@ same method in turn, so that all of them see the same machine; there are at leas
 value that is aimed at (`<` met, `>` missed).
 
 Every loss weighting is measured once its later epochs have begun. A round covers a whole period of what happens every
-few steps. The weighting with an agent is measured over 1,000 steps in which it acts and learns.
+few steps. The weighting with an agent is measured over 1,000 steps in which it acts and learns, or as many as 20 times
+`--seconds` allow.
 
 Memory is the most that a step holds beside parameters, data and the graph of its own forward pass, in sizes of the
 trunk's parameters: on the CPU counted from the tensors alive, on CUDA from what the allocator hands out.
@@ -262,9 +263,10 @@ def measure(method: str, shape: str, device: torch.device, rounds: int, seconds:
         except Exception as error:  # a row says what somebody cannot do
             errors[way] = f"{type(error).__name__}: {error}".splitlines()[0]
     times: dict[str, list[float]] = {way: [] for way in runs}
-    start, count = time.perf_counter(), 0
-    rounds = max(rounds, 1000 // LEARNS_EVERY[method]) if method in LEARNS_EVERY and seconds > 2 else rounds
-    while count < rounds or (count < 10 * rounds and time.perf_counter() - start < seconds):
+    start, count, most = time.perf_counter(), 0, 10 * rounds
+    if method in LEARNS_EVERY and seconds > 2:
+        most, seconds = max(rounds, 1000 // LEARNS_EVERY[method]), 20 * seconds
+    while count < rounds or (count < most and time.perf_counter() - start < seconds):
         count += 1
         for way, (step, many) in runs.items():
             times[way].append(_milliseconds(step, many, device))
