@@ -164,3 +164,38 @@ def test_a_first_line_may_name_what_separates(tmp_path: Path, mark: str, end: st
     wrong = f"sep={mark}\n" + lines(r5="oops,a,0").replace(",", mark)
     with pytest.raises(MtlError, match=r"s\.csv, row 5 \(line 7\): column 'x'"):
         load(csv(tmp_path, wrong, "s.csv"), tasks=Y)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["resident", "stream"])
+@pytest.mark.parametrize("end", ["\n", ""], ids=["line", "cut"])
+@pytest.mark.parametrize("row", ['1,"abc,0', '1,a,"0'], ids=["within", "last"])
+def test_a_quote_that_is_never_closed_is_a_fault_of_its_row(tmp_path: Path, row: str, end: str, stream: bool) -> None:
+    path = csv(tmp_path, lines(60, r51=row).rstrip("\n") + end)
+    with pytest.raises(MtlError, match=r"row 51.*: opens a quote that is never closed, so that all that follows"):
+        load(path, tasks=Y, stream=stream)
+    data = load(path, tasks=Y, stream=stream, on_error="skip")
+    assert sum(map(len, data.splits.values())) == 50
+    assert any("opens a quote that is never closed" in note for note in data.notes)
+
+
+def test_a_quote_within_a_field_opens_nothing(tmp_path: Path) -> None:
+    text = lines(60, r7='1,5" pipe,0', r60='1,5",1').replace("x,c,y", 'x,size 5",y')
+    data = load(csv(tmp_path, text), tasks=Y, columns={'size 5"': "categorical"})
+    assert sum(map(len, data.splits.values())) == 60
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
+def test_the_name_of_a_column_may_take_several_lines(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(lines(60, r9="one,a,0").replace("x,c,y", '"x\n 1",c,y').replace("\n", end).encode())
+    data = load(path, tasks=Y, on_error="skip")
+    assert data.columns[0].column == "x 1"
+    assert any("row 9 (line 11)" in note for note in data.notes)
+    path.write_text('"x,c,y\n1,a,0\n')
+    with pytest.raises(MtlError, match=r"t\.csv: its first line opens a quote that is never closed"):
+        load(path, tasks=Y)
+
+
+def test_marks_within_quotes_separate_nothing(tmp_path: Path) -> None:
+    data = load(csv(tmp_path, lines().replace(",", ";").replace("c;", '"c, d, e, f";', 1)), tasks=Y)
+    assert [use.column for use in data.columns] == ["x", "c, d, e, f", "y"]

@@ -10,7 +10,7 @@ from mtlcli.data.tables.files import DELIMITED
 from mtlcli.data.tables.fitted import label_column
 from mtlcli.data.tables.kinds import EXPECTED, TRUTH, Held, conform, whole_texts
 from mtlcli.data.tables.options import LabelKind
-from mtlcli.data.tables.source import NO_UTF8, RAGGED, ROW, Block, Source
+from mtlcli.data.tables.source import NO_UTF8, RAGGED, ROW, UNCLOSED, Block, Source
 from mtlcli.data.tables.splits import SPELLED
 from mtlcli.errors import MtlError, how_many
 
@@ -95,6 +95,9 @@ class Reader:
             message, remedy = f"should have {fields}; found {unread[RAGGED][0]}", "correct it"
             if unread[RAGGED][0] == NO_UTF8:
                 message, remedy = "should be text in UTF-8; found other bytes", "save the file as UTF-8"
+            elif unread[RAGGED][0] == UNCLOSED:
+                message = "opens a quote that is never closed, so that all that follows in the file belongs to this row"
+                remedy = "close it"
             faults.add(block, unread[ROW], message, remedy)
         sound = ~bad
         for name, held in self.columns.items():

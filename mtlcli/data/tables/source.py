@@ -17,7 +17,7 @@ import numpy as np
 
 from mtlcli.data.tables import commas as decimal
 from mtlcli.data.tables.files import DELIMITED, PARQUET, find
-from mtlcli.data.tables.heads import head
+from mtlcli.data.tables.heads import head, unclosed
 from mtlcli.errors import MtlError, did_you_mean
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ROW = "\0row"  # the column with every row's number in its file, from 0
 RAGGED = "\0ragged"  # the column with the number of fields of a row that has too few or too many; else null
 NO_UTF8 = -1  # in RAGGED, of a row that is no text in UTF-8
+UNCLOSED = -2  # of the last one, where it ends within quotes
 VALUES = 2**21  # of a block: 65,536 rows at most
 BYTES = 2**24  # of a block of a text file
 JUDGED = 100_000  # rows by which it is judged what a column holds
@@ -172,7 +173,9 @@ class Source:
             except pl.exceptions.PolarsError:
                 continue
         short = frame is not None and len(names) > 1 and frame[names[-1]].has_nulls()
-        if frame is None or len(frame) != block.rows or (short and not _even(text, separator, block.rows, len(names))):
+        open_ = text.count(b'"') % 2 == 1
+        uneven = short and not _even(text, separator, block.rows, len(names))
+        if frame is None or len(frame) != block.rows or open_ or uneven:
             return _slowly(text, block, names, columns, separator, self.missing)
         index = pl.int_range(block.start, block.start + block.rows, eager=True)
         frame = frame.with_columns(index.alias(ROW), pl.lit(None, pl.Int64).alias(RAGGED))
@@ -283,6 +286,8 @@ def _slowly(
     at = [names.index(name) for name in columns]
     blank = set(missing) | {""}
     faults = [_fault(line, len(names)) for line in lines]
+    if lines and unclosed(decoded, lines[-1]):
+        faults[-1] = UNCLOSED
     whole = [line if fault is None and line else [""] * len(names) for line, fault in zip(lines, faults, strict=True)]
     fields = {
         name: pl.Series([None if line[j] in blank else line[j] for line in whole], dtype=pl.String)
