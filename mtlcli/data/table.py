@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -62,7 +62,9 @@ class OwnTable(Dataset):
     class Options(AnyOptions):
         """Where the files are, and what their columns mean."""
 
-        path: Path | list[Path] = Field(description="a file, a folder, a pattern such as parts/*.parquet, or several")
+        path: Path | Annotated[list[Path], Field(min_length=1)] = Field(
+            description="a file, a folder, a pattern such as parts/*.parquet, or several"
+        )
         tasks: dict[str, TaskOptions] = Field(min_length=1, description="what to predict, by name")
         features: Literal["auto"] | list[str] = Field("auto", description="columns to predict from; auto: all others")
         drop: list[str] = Field([], description="columns to leave out")
@@ -156,7 +158,7 @@ class OwnTable(Dataset):
             rows += (frame[ROW] + 1).to_list()
             if key is not None:
                 whole = source.read(block, [key])
-                carried.append(whole.filter(pl.col(ROW).is_in(frame[ROW].implode()))[key])
+                carried.append(whole.filter(pl.col(ROW).is_in(frame[ROW].implode())).select(key))
         if not rows:
             raise MtlError(f"{source.files[0]}: has no row that can be used{f': {faults.note}' if faults.note else ''}")
         used = {column.name for column in known.columns} | {label.column for label in known.labels} | {*known.ignored}
@@ -170,7 +172,8 @@ class OwnTable(Dataset):
             rows=rows,
             left_out=faults.count,
             labels=tuple(target.task for target in targets),
-            carried={} if key is None else {key: pl.concat(carried).to_list()},
+            # The same numbers may be of other types in other files.
+            carried={} if key is None else {key: pl.concat(carried, how="vertical_relaxed")[key].to_list()},
             notes=tuple(notes),
             classes={label.name: label.values for label in known.labels},
         )

@@ -104,3 +104,18 @@ def test_damaged_preprocessing(tmp_path: Path) -> None:
     fitted = dict(told.load().fitted)
     with pytest.raises(MtlError, match=r"preprocessing.json is damaged"):
         told.restore({**fitted, "columns": [{"name": 3}]})
+
+
+def test_keys_may_be_numbers_of_other_types_in_other_files(tmp_path: Path) -> None:
+    frame = customers(100)
+    told = dataset(tmp_path, split={"by": "user"})
+    for name, kind in (("a", pl.Int32), ("b", pl.Int64)):
+        frame.with_columns(pl.col("user").cast(kind)).write_parquet(tmp_path / f"{name}.parquet")
+    rows = told.read(tmp_path, told.load().fitted)
+    assert rows.carried == {"user": 2 * frame["user"].to_list()}
+
+
+def test_a_number_far_beyond_those_of_training_is_still_one(tmp_path: Path) -> None:
+    told = dataset(csv(tmp_path, lines()), tasks=Y)
+    rows = told.read(csv(tmp_path, lines(r1="1e99,a,0", r2="-1e99,a,0"), "new.csv"), told.load().fitted)
+    assert rows.split.rows(slice(0, 2)).inputs["numeric"].flatten().tolist() == [1e6, -1e6]

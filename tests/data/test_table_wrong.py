@@ -77,6 +77,10 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (lines(r5="1,a"), {}, r"t\.csv, row 5 \(line 6\): should have 3 fields; found 2"),
     (lines(r5="one,a,0"), {}, r"row 5 \(line 6\): column 'x' should hold a finite number.*found 'one'.*categorical"),
     (lines(r5="inf,a,0"), {}, r"row 5 .*column 'x' should hold a finite number.*found inf"),
+    (lines(r5="-1e300,a,0"), {}, r"row 5 .*column 'x' should hold a finite number below 1e\+100.*found -1e\+?300"),
+    (lines(r5="1,a,1e300"), {"tasks": {"y": {"kind": "regression"}}}, r"row 5 .*'y'.*a finite number below 1e\+100"),
+    (lines().replace("c,y", "*,y", 1), {}, r"t\.csv: has a column '\*', which polars takes for a pattern; rename it"),
+    (lines().replace("x,", "^x$,", 1), {}, r"t\.csv: has a column '\^x\$', which polars takes for a pattern"),
     (lines(r5="1,a,2"), {}, r"row 5 .*label of task 'y', should hold one of its classes 0, 1.*found '2'"),
     (lines(r5="1,a,maybe"), {}, r"row 5 .*should hold one of its classes 0, 1.*found 'maybe'"),
     (lines(r5="-1,a,1"), {"tasks": {"x": {"kind": "regression", "transform": "log1p"}}}, r"row 5 .*at least 0"),
@@ -133,6 +137,7 @@ def test_bad_rows_can_be_left_out_and_are_counted(tmp_path: Path, stream: bool) 
         ({"tasks": {"y": {"kind": "binary", "classes": [1, 2, 3]}}}, "a binary task has 2 `classes`; found 3"),
         ({"tasks": ["y"]}, "data.tasks: should be a map of names"),
         ({"tasks": {}}, "data.tasks: should"),
+        ({"path": []}, "data.path: should be text or a list (at least 1 in number"),
         ({"split": {"val": 0.5, "test": 0.5}}, "nothing is left to train on"),
         ({"split": {"column": "a", "test_path": "b"}}, "give one of them"),
         ({"split": {"column": "a", "test": 0.2}}, "leave `test` out"),
@@ -160,6 +165,17 @@ def test_paths_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(MtlError, match="holds no file that can be read"):
         load(tmp_path / "empty", tasks=Y)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["resident", "stream"])
+def test_types_that_do_not_go_together_are_told(tmp_path: Path, stream: bool) -> None:
+    frame = customers(60)
+    frame.write_parquet(tmp_path / "a.parquet")
+    frame.with_columns(age=pl.col("age").cast(pl.Float32)).write_parquet(tmp_path / "b.parquet")
+    assert sum(map(len, load(tmp_path, stream=stream).splits.values())) == 120
+    frame.with_columns(since=pl.lit([1])).write_parquet(tmp_path / "c.parquet")
+    with pytest.raises(MtlError, match=r"the column 'since' is of type List.*, and of Date in .*a\.parquet"):
+        load(tmp_path, stream=stream)
 
 
 def test_files_of_other_kinds_and_pickles_are_refused(tmp_path: Path) -> None:

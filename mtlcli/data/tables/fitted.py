@@ -19,6 +19,7 @@ from mtlcli.tasks import Task
 if TYPE_CHECKING:
     import polars as pl
 
+FURTHEST = 1e6  # deviations from the mean, which no row of less than 1e12 has that was among those they are taken of
 MISSING = "missing"  # of a numeric column: the name of the input that says so, behind a point
 
 
@@ -184,7 +185,11 @@ class Fitted(_Plain):
         import polars as pl
 
         values = [
-            ((pl.col(c.name).fill_null(c.fill) - c.mean) / c.scale).cast(pl.Float32).alias(f"{c.name}")
+            ((pl.col(c.name).fill_null(c.fill) - c.mean) / c.scale)
+            # A number that float32 does not hold would make NaN of every prediction.
+            .clip(-FURTHEST, FURTHEST)
+            .cast(pl.Float32)
+            .alias(f"{c.name}")
             for c in self.numeric
         ]
         absent = [

@@ -17,7 +17,7 @@ from mtlcli.data.tables.profile import CAMEL, FEWEST, IDENTIFIER, Profile
 from mtlcli.data.tables.reader import INDEX, KEY, SPLIT, Faults, Reader, Target
 from mtlcli.data.tables.source import JUDGED, RAGGED, ROW, Block, Source, spread
 from mtlcli.data.tables.splits import TEST, TRAIN, Codes, counted, drawn, key_hashes, row_hashes, told
-from mtlcli.errors import OptionError, did_you_mean
+from mtlcli.errors import MtlError, OptionError, did_you_mean
 
 if TYPE_CHECKING:
     import polars as pl
@@ -231,7 +231,26 @@ def head(source: Source) -> pl.DataFrame:
 
     chosen = spread(source.blocks)
     parts = [source.read(b, list(source.types)).head(JUDGED // len(chosen)) for b in chosen]
-    return pl.concat(parts, how="vertical_relaxed").filter(pl.col(RAGGED).is_null()).drop(ROW, RAGGED)
+    try:
+        return pl.concat(parts, how="vertical_relaxed").filter(pl.col(RAGGED).is_null()).drop(ROW, RAGGED)
+    except pl.exceptions.SchemaError:
+        raise MtlError(_types_apart(chosen, parts)) from None
+
+
+def _types_apart(blocks: Sequence[Block], parts: Sequence[pl.DataFrame]) -> str:
+    """What to tell of the first column that is of types in several files which do not go together."""
+    import polars as pl
+
+    for name in parts[0].columns:
+        for block, part in zip(blocks[1:], parts[1:], strict=True):
+            try:
+                pl.concat([parts[0].select(name), part.select(name)], how="vertical_relaxed")
+            except pl.exceptions.SchemaError:
+                return (
+                    f"{block.file}: the column '{name}' is of type {part[name].dtype}, and of "
+                    f"{parts[0][name].dtype} in {blocks[0].file}; files read together need types that go together"
+                )
+    return f"{blocks[0].file}: its columns are of other types than those of the files that are read with it"
 
 
 def _features(wanted: Wanted, source: Source, head: pl.DataFrame) -> tuple[list[ColumnUse], dict[str, Held]]:

@@ -33,6 +33,7 @@ FORMATS = (
     "%m/%d/%Y",
 )
 DAY = 86_400_000_000  # microseconds
+LARGEST = 1e100  # of a number: its square, summed over all rows, has to be one, too
 
 
 class Held(NamedTuple):
@@ -53,7 +54,7 @@ class Conformed(NamedTuple):
 
 
 EXPECTED = {
-    "numeric": "a finite number",
+    "numeric": f"a finite number below {LARGEST:g}",
     "boolean": "true or false (or yes and no, or 1 and 0)",
     "date": "a date",
     "text": "text",
@@ -114,10 +115,10 @@ def conform(column: pl.Series, held: Held, missing: Sequence[str]) -> Conformed 
         return _conform_date(column, held, missing)
     if kind.is_numeric() or kind == pl.Boolean:
         values = column.cast(pl.Float64)
-        if held.kind == "numeric" and values.is_finite().all():  # nearly always, and much cheaper
+        if held.kind == "numeric" and values.is_between(-LARGEST, LARGEST).all():  # nearly always, and much cheaper
             return Conformed(values, None)
         values = values.fill_nan(None)
-        wrong = ~values.is_in([0.0, 1.0]) if held.kind == "boolean" else values.is_infinite()
+        wrong = ~values.is_in([0.0, 1.0]) if held.kind == "boolean" else values.abs() > LARGEST
         return _found(values, wrong)
     if kind in (pl.String, pl.Categorical, pl.Enum, pl.Null):
         written = texts(column, missing)
@@ -127,7 +128,7 @@ def conform(column: pl.Series, held: Held, missing: Sequence[str]) -> Conformed 
             return _found(values, values.is_null() & written.is_not_null())
         values = written.cast(pl.Float64, strict=False).fill_nan(None)
         unread = values.is_null() & written.is_not_null() & (lower != "nan")
-        return _found(values, values.is_infinite().fill_null(False) | unread)
+        return _found(values, (values.abs() > LARGEST).fill_null(False) | unread)
     return None
 
 

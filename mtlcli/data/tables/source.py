@@ -77,6 +77,9 @@ class Source:
                             f"{whose}: has no column '{name}'{did_you_mean(name, two)}, which "
                             f"{file if whose != file else self.files[0]} has; files read together need the same columns"
                         )
+        for name in first:
+            if name == "*" or (name.startswith("^") and name.endswith("$")):
+                raise MtlError(f"{self.files[0]}: has a column '{name}', which polars takes for a pattern; rename it")
         return first
 
     def require(self, names: Sequence[str], like: str) -> None:
