@@ -41,8 +41,8 @@ def for_table(table: Look, tasks: Mapping[str, Mapping[str, Any]], recipe: Path)
     steps = max(1, train_rows // batch)
     widths = [64, 32] if train_rows < 5_000 else [128, 64] if train_rows < 100_000 else [256, 128]
     lines = [
-        f"# {table.path.name}: {how_many(table.rows, 'row')}, {how_many(len(table.uses), 'column')}. Written by "
-        "mtl init, to be changed.",
+        f"# {_plain(table.path.name)}: {how_many(table.rows, 'row')}, {how_many(len(table.uses), 'column')}. "
+        "Written by mtl init, to be changed.",
         "#   mtl check RECIPE                          what becomes of every column, and what is wrong",
         "#   mtl train RECIPE                          train it",
         "#   mtl compare RECIPE --methods A,B          several ways of weighting the tasks, as in mtl list losses",
@@ -64,7 +64,7 @@ def for_table(table: Look, tasks: Mapping[str, Mapping[str, Any]], recipe: Path)
             what = ("key", "its rows come into the same split")
         elif use.column == split.get("column"):
             what = ("split", "says train, val or test")
-        lines.append(f"  #   {use.column:<{width}}  {what[0]:<12} {what[1]}".rstrip())
+        lines.append(_plain(f"  #   {use.column:<{width}}  {what[0]:<12} {what[1]}").rstrip())
     lines += [
         _line("features", "auto", "columns to predict from; auto: all that are left"),
         _line("drop", dropped, "columns to leave out"),
@@ -139,8 +139,14 @@ def _line(key: str, value: Any, comment: str, indent: int = 2) -> str:
     text = textwrap.indent(pair[1:-1] if pair.startswith("{") else pair, margin)
     if not comment:
         return text
+    comment = _plain(comment)
     beside = f"{text:<{NOTE}}  # {comment}"
     return beside if "\n" not in text and len(beside) <= 120 else f"{margin}# {comment}\n{text}"
+
+
+def _plain(text: str) -> str:
+    """`text` as a comment takes it: on one line, without characters that YAML does not allow."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _options(name: str) -> type[Options]:

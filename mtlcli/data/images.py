@@ -277,6 +277,7 @@ class Images(Dataset):
                 counts = dict(zip(of_train["value"].to_list(), of_train["count"].to_list(), strict=True))
                 notes += labels.notes(target, options, counts)
             fitted.append(labels.label(target, options, counts, profile.label_moments.get(target.task)))
+            notes += labels.unlabelled(target, profile.labelled[target.task])
         return Fitted(columns=[], labels=fitted, missing=list(MISSING)), notes
 
 

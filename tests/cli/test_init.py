@@ -95,6 +95,23 @@ def test_columns_that_decide_the_split_are_no_features(mtl: Mtl) -> None:
     assert line.split()[2:] == ["split", "says", "train,", "val", "or", "test"]
 
 
+@pytest.mark.parametrize("words", [["dev", "test"], ["train", "val"], ["train", None, "test"]], ids=str)
+def test_a_column_that_leaves_train_or_test_empty_is_no_split(mtl: Mtl, words: list[str]) -> None:
+    frame = pl.read_csv("my.csv")
+    frame.with_columns(stage=pl.Series((words * 150)[: len(frame)]), lists=pl.lit([1])).write_parquet("my.parquet")
+    assert mtl("init", "--from", "my.parquet", *TASKS, "r.yaml").code == 0
+    assert yamlfile.parse(Path("r.yaml").read_text(), "").values["data"]["split"]["by"] == "client_id"
+    assert mtl("check", "r.yaml").code == 0
+
+
+def test_names_and_values_with_line_breaks_stay_within_comments(mtl: Mtl) -> None:
+    frame = pl.read_csv("my.csv").rename({"x": "x\nname: y", "churn": "churn\n?"})
+    frame.with_columns(same=pl.lit("a\nb: \x07")).write_parquet("my\n.parquet")
+    assert mtl("init", "--from", "my\n.parquet", "--task", "churn\n?:binary", "r.yaml").code == 0
+    assert yamlfile.parse(Path("r.yaml").read_text(), "").values["data"]["tasks"] == {"churn\n?": {"kind": "binary"}}
+    assert mtl("check", "r.yaml").code == 0
+
+
 def test_a_decimal_comma_is_seen(mtl: Mtl) -> None:
     text = pl.read_csv("my.csv").select("x", "churn", "spend").write_csv(separator=";").replace(".", ",")
     Path("euro.csv").write_text(text)
@@ -138,6 +155,11 @@ def test_nothing_is_written_over(mtl: Mtl) -> None:
         (["--from", "my.csv", "--task", "churn"], "should be NAME:KIND"),
         (["--from", "my.csv", "--task", "type:binary"], "a binary task has two values; the column 'type' holds 3"),
         (["--from", "my.csv", "--task", "city:regression"], "a regression needs numbers"),
+        (["--from", "my.csv", "--task", "order_id:multiclass"], "different values in 300 rows, too many to be classes"),
+        (
+            ["--from", "constant.csv", "--task", "y:binary"],
+            "every label in the column 'y' is the same",
+        ),
         (["--from", "my.csv", *TASKS, *TASKS], "'churn' is given twice"),
         (["--from", "mine.csv", *TASKS], "mine.csv: no such file; did you mean 'my.csv'?"),
         ([*TASKS], "--task names a column of the table given with --from"),
@@ -145,6 +167,7 @@ def test_nothing_is_written_over(mtl: Mtl) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_mistakes(mtl: Mtl, arguments: list[str], message: str) -> None:
+    Path("constant.csv").write_text("x,y\n" + "1,1\n2,1\n" * 20)
     done = mtl("init", *arguments, "recipe.yaml")
     assert done.code == 2
     assert message in done.err

@@ -329,3 +329,14 @@ def test_the_tasks_of_a_recipe(files: dict[str, Path]) -> None:
     assert [task.name for task in data.tasks] == list(TASKS)
     with pytest.raises(OptionError, match="only: no task 'chrun'; did you mean 'churn'"):
         data.select(("chrun",), "only")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["resident", "stream"])
+def test_a_split_without_any_label_of_a_task_is_told(tmp_path: Path, stream: bool) -> None:
+    frame = customers(100).with_columns(part=pl.Series(["train", "train", "val", "test"] * 25))
+    spend = pl.when(part="train").then("spend")
+    frame.with_columns(spend=spend, churn=pl.when(pl.col("part") != "val").then("churn")).write_csv(tmp_path / "t.csv")
+    notes = load(tmp_path / "t.csv", split={"column": "part"}, stream=stream).notes
+    assert "task 'spend': no row of val and of test has a label, so that it is not scored there" in notes
+    assert "task 'churn': no row of val has a label, so that it is not scored there" in notes
+    assert not any("segment" in note for note in notes)

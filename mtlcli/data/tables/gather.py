@@ -135,6 +135,7 @@ class Table:
             options, counts = self.wanted.tasks[target.task], _train_counts(found.profile, target)
             moments = found.profile.label_moments.get(target.task)
             fitted_labels.append(labels.label(target, options, counts, moments))
+            notes += labels.unlabelled(target, found.profile.labelled[target.task])
             if target.kind != "regression":
                 notes += labels.notes(target, options, counts)
         uses = [self._told(use) for use in uses]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from mtlcli.data.tables.fitted import Label
 from mtlcli.data.tables.kinds import MOSTLY, TRUTH, WORDS, Held, conform, hold, shown, texts
-from mtlcli.data.tables.options import TaskOptions
+from mtlcli.data.tables.options import SPLITS, TaskOptions
 from mtlcli.data.tables.profile import Moments
 from mtlcli.data.tables.reader import Target
 from mtlcli.errors import OptionError, did_you_mean
@@ -138,12 +138,7 @@ def classes(of: Target, options: TaskOptions, counts: pl.DataFrame) -> tuple[str
     for value, count in counts.select("value", "count").iter_rows():
         totals[value] = totals.get(value, 0) + count
     if of.kind == "multiclass":
-        if len(totals) > CLASSES or (len(totals) > 20 and len(totals) > sum(totals.values()) / 2):
-            raise OptionError(
-                f"tasks.{of.task}",
-                f"the column '{of.column}' holds {len(totals):,} different values in {sum(totals.values()):,} rows, "
-                "too many to be classes; is it a regression?",
-            )
+        check_number(of, len(totals), sum(totals.values()))
         return tuple(_sorted(totals, of.held))
     frequent = sorted(totals, key=lambda value: (-totals[value], value))
     two = ["0", "1"] if set(totals) <= {"0", "1"} or {"0", "1"} <= set(totals) else _sorted(frequent[:2], of.held)
@@ -158,6 +153,16 @@ def classes(of: Target, options: TaskOptions, counts: pl.DataFrame) -> tuple[str
         )
     negative = next((value for value in (*two, *frequent) if value != positive), f"not {positive}")
     return negative, positive
+
+
+def check_number(of: Target, values: int, rows: int) -> None:
+    """Raise OptionError where the `values` of so many rows are too many to be classes."""
+    if values > CLASSES or (values > 20 and values > rows / 2):
+        raise OptionError(
+            f"tasks.{of.task}",
+            f"the column '{of.column}' holds {values:,} different values in {rows:,} rows, too many to be classes; is "
+            "it a regression?",
+        )
 
 
 def label(of: Target, options: TaskOptions, counts: Mapping[str, int], moments: Moments | None) -> Label:
@@ -217,6 +222,13 @@ def notes(of: Target, options: TaskOptions, counts: Mapping[str, int]) -> list[s
     if never:
         found.append(f"task '{of.task}': no training row has the class {', '.join(never)}, so it cannot be learned")
     return found
+
+
+def unlabelled(of: Target, counts: Iterable[int]) -> list[str]:
+    """What to tell of splits in which no row has a label, by how many have one in each."""
+    without = [name for name, count in zip(SPLITS, counts, strict=True) if not count]
+    where = " and of ".join(without)
+    return [f"task '{of.task}': no row of {where} has a label, so that it is not scored there"] if without else []
 
 
 def _weights(of: Target, options: TaskOptions, counts: Mapping[str, int]) -> list[float] | None:

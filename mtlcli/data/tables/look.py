@@ -17,7 +17,7 @@ from mtlcli.data.tables.options import LabelKind, TaskOptions
 from mtlcli.data.tables.profile import CAMEL, FEWEST, IDENTIFIER, Profile
 from mtlcli.data.tables.reader import INDEX
 from mtlcli.data.tables.source import Source
-from mtlcli.data.tables.splits import SPELLED
+from mtlcli.data.tables.splits import SPELLED, TEST, TRAIN
 from mtlcli.errors import MtlError, did_you_mean
 
 if TYPE_CHECKING:
@@ -96,8 +96,10 @@ class Look:
         """A split that suits the columns, and why."""
         taken = {task.get("column", name) for name, task in tasks.items()}
         for name in self.uses:
-            words = self.frame[name].drop_nulls().cast(str, strict=False) if name not in taken else None
-            if words is not None and len(words) and set(words.str.to_lowercase().unique()) <= set(SPELLED):
+            found = conform(self.frame[name], Held("text"), self.missing)
+            words = [] if found is None else found.values.str.to_lowercase().unique().to_list()
+            parts = {SPELLED.get(word) for word in words}
+            if name not in taken and None not in parts and {TRAIN, TEST} <= parts:
                 return {"column": name}, f"the column {name} says which split a row is in"
         for name in self.uses:
             values = self.frame[name].drop_nulls()
@@ -113,13 +115,17 @@ class Look:
             values["column"] = column
         try:
             target = labels.target(name, TaskOptions.model_validate(values), self.frame[column], self.missing)
+            found = conform(self.frame[column], target.held, self.missing)
+            assert found is not None
+            known = found.values.drop_nulls()
+            counts = known.value_counts(sort=True)["count"].to_list()
+            different = len(counts) if found.wrong is None else self.frame[column].drop_nulls().n_unique()
+            if kind == "multiclass":
+                labels.check_number(target, different, len(known))
         except MtlError as error:
             raise MtlError(f"--task {text}: {error}") from None
-        found = conform(self.frame[column], target.held, self.missing)
-        assert found is not None
-        known = found.values.drop_nulls()
-        counts = known.value_counts(sort=True)["count"].to_list()
-        different = len(counts) if found.wrong is None else self.frame[column].drop_nulls().n_unique()
+        if different < 2:
+            raise MtlError(f"--task {text}: every label in the column '{column}' is the same; nothing to learn")
         if kind == "binary" and different > 2:
             raise MtlError(
                 f"--task {text}: a binary task has two values; the column '{column}' holds {different:,} different "
