@@ -146,12 +146,17 @@ def below(name: str) -> bool:
 
 
 def names(folder: Path) -> list[str]:
-    """The pictures in a folder and the folders in it, by their endings; sorted. Links to folders are not followed."""
+    """The pictures in a folder and the folders in it, by their endings; sorted. Links to folders are not followed, and
+    hidden files are none of a person's pictures: beside each of them, some archives hold a `._` file of its name."""
     from PIL import Image
 
     endings = Image.registered_extensions()
-    found = (Path(place, file) for place, _, files in os.walk(folder) for file in files)
-    return sorted(path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in endings)
+    found = (Path(place, file) for place, _, files in os.walk(folder) for file in files if not file.startswith("."))
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in found
+        if path.suffix.lower() in endings and not path.name.startswith(".")
+    )
 
 
 def outside(path: str, inside: str) -> str | None:

@@ -155,7 +155,7 @@ class Images(Dataset):
         if path.is_dir():
             folder = path
             frame = pl.DataFrame({column: imagefiles.names(path)}, {column: pl.String}).with_row_index(ROW)
-            place: Place = partial("{}, file {}".format, path)
+            place: Place = partial(_which, path)
         else:
             folder, source = self.options.path, Source.at(path, known.missing)
             files = source.files
@@ -284,6 +284,11 @@ class Images(Dataset):
 def _where(source: Source, number: int) -> str:
     """A row of the table, by its number."""
     return where(next(b for b in source.blocks if b.start <= number < b.start + b.rows), number)
+
+
+def _which(folder: Path, number: int) -> str:
+    """A picture of a folder, by its number, from 0."""
+    return f"{folder}, file {number + 1}"
 
 
 def _fault(path: Path) -> str | None:

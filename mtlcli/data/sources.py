@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from mtlcli.data.base import BaseSplit, Batch, Inputs, JointFeatures, Loader, MultiTaskData
-from mtlcli.errors import MtlError
+from mtlcli.errors import OptionError
 from mtlcli.tasks import Task
 
 Policy = Literal["cycle", "shortest", "proportional", "temperature"]
@@ -20,7 +20,7 @@ Policy = Literal["cycle", "shortest", "proportional", "temperature"]
 def combined(found: Mapping[str, MultiTaskData], policy: Policy, temperature: float) -> MultiTaskData:
     """Data of several sources as one.
 
-    Raises MtlError where two tasks would have the same name, or a source has other splits.
+    Raises OptionError where two tasks would have the same name, or a source has other splits.
     """
     names = {
         source: {t.name: source if len(data.tasks) == 1 else f"{source}_{t.name}" for t in data.tasks}
@@ -30,7 +30,7 @@ def combined(found: Mapping[str, MultiTaskData], policy: Policy, temperature: fl
     called = [task.name for task in tasks]
     for name in called:
         if called.count(name) > 1:
-            raise MtlError(f"two tasks would be called '{name}'; rename one of the sources")
+            raise OptionError("sources", f"two tasks would be called '{name}'; rename one of the sources")
     splits = {}
     for split in ("train", "val", "test"):
         parts = {

@@ -94,6 +94,7 @@ def test_a_folder_is_read_as_a_whole(folder: Path, fitted: dict[str, Any]) -> No
     for name, grey in (("b.JPG", 40), ("deep/a.png", 80), ("a.png", 120)):
         Image.new("RGB", (30, 30), (grey,) * 3).save(other / name)
     (other / "notes.txt").write_text("no picture")
+    (other / "._a.png").write_bytes(b"\0\5\x16\7")
     (folder / "pictures").rename(folder / "gone")
     read = dataset(folder).read(other, fitted, labels=False)
     assert read.carried == {"file": ["a.png", "b.JPG", "deep/a.png"]}
@@ -109,7 +110,7 @@ def test_what_cannot_be_used_is_told(folder: Path, fitted: dict[str, Any]) -> No
         dataset(folder).read(other, fitted)
     (other / "bad.png").write_bytes(b"\x89PNG")
     Image.new("L", (4, 4), 70).save(other / "good.png")
-    with pytest.raises(MtlError, match=r"bad\.png: cannot be read: .*--on-error skip"):
+    with pytest.raises(MtlError, match=r"other, file 1: .*bad\.png: cannot be read: .*--on-error skip"):
         dataset(folder).read(other, fitted)
     read = dataset(folder).read(other, fitted, on_error="skip")
     assert (read.carried, list(read.rows), read.left_out) == ({"file": ["good.png"]}, [2], 1)
