@@ -152,11 +152,7 @@ def names(folder: Path) -> list[str]:
 
     endings = Image.registered_extensions()
     found = (Path(place, file) for place, _, files in os.walk(folder) for file in files if not file.startswith("."))
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for path in found
-        if path.suffix.lower() in endings and not path.name.startswith(".")
-    )
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in endings)
 
 
 def outside(path: str, inside: str) -> str | None:

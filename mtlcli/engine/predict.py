@@ -33,7 +33,7 @@ def predict_file(
 
     Columns, by task: NAME.probability and NAME.class (binary), NAME.class and NAME.probability.CLASS (multiclass),
     NAME.prediction in the task's unit (regression); before them, the key that split the data, if one did, and the
-    numbers of rows in the file as `row`, if some were left out.
+    numbers of rows in the file as `row` (`row number`, where the key is called so), if some were left out.
 
     Raises MtlError where `out` has another extension, or is the input.
     """
@@ -52,7 +52,7 @@ def predict_file(
     found = predict(prepared.model, tasks, rows.split.batches(ROWS_AT_ONCE), prepared.autocast)
     columns: dict[str, Any] = dict(rows.carried)
     if rows.left_out:
-        columns["row"] = rows.rows
+        columns["row" if "row" not in columns else "row number"] = rows.rows
     by_task = {task.name: readable(task, found[task.name][0].cpu(), rows.classes.get(task.name)) for task in tasks}
     for values in by_task.values():
         columns |= values

@@ -243,6 +243,19 @@ def test_bad_rows_that_are_left_out_are_told_apart(mtl: Mtl) -> None:
 
 
 @pytest.mark.usefixtures("at")
+def test_a_key_called_row_stays_beside_the_numbers_of_rows(mtl: Mtl) -> None:
+    fitted = Path("run/preprocessing.json")
+    fitted.write_text(json.dumps({**json.loads(fitted.read_text()), "key": "row"}))
+    frame = pl.read_csv("new.csv").with_columns(row=pl.int_range(100, 150))
+    lines = frame.write_csv().splitlines()
+    Path("new.csv").write_text("\n".join([lines[0], "bad", *lines[2:]]))
+    assert mtl("predict", "run", "new.csv", "--out", "p.csv", "--on-error", "skip").code == 0
+    found = pl.read_csv("p.csv")
+    assert found["row"].to_list() == list(range(101, 150))
+    assert found["row number"].to_list() == list(range(2, 51))
+
+
+@pytest.mark.usefixtures("at")
 def test_bad_rows_can_be_left_out_of_a_finished_run(mtl: Mtl) -> None:
     lines = Path("new.csv").read_text().splitlines()
     lines[4] = "1,abc,Bern,yes,A,3"

@@ -48,6 +48,15 @@ def test_a_key_stays_in_one_split_whatever_the_order_of_rows(tmp_path: Path) -> 
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_key_with_most_of_the_rows_is_for_training(tmp_path: Path, seed: int) -> None:
+    user = pl.Series([*range(20), *[99] * 180])
+    customers(200).with_columns(user=user).write_parquet(tmp_path / "t.parquet")
+    data = load(tmp_path / "t.parquet", split={"by": "user", "seed": seed})
+    assert len(data.splits["train"]) >= 180
+    assert min(map(len, data.splits.values())) >= 1
+
+
 def test_a_column_says_where_rows_belong(tmp_path: Path) -> None:
     words = ["train", "Train", "training", "dev", "valid", "validation", "val", "test", "testing", "TEST"]
     text = "x,y,part\n" + "".join(f"{i},{(i // 10) % 2},{words[i % 10]}\n" for i in range(100))

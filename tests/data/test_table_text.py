@@ -137,7 +137,7 @@ def test_text_beyond_ascii_is_no_fault(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf_16_is_recognised(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "t.csv").write_bytes(lines().encode(encoding))
-    with pytest.raises(MtlError, match=r"t\.csv: .*looks like UTF-16; save it as UTF-8"):
+    with pytest.raises(MtlError, match=r"t\.csv: .*looks like UTF-16, .*; save it as UTF-8"):
         load(tmp_path / "t.csv", tasks=Y)
 
 

@@ -78,7 +78,9 @@ def _fields(line: str, separators: str) -> tuple[list[str], str]:
 
 def _decoded(file: Path, line: bytes) -> str:
     if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
-        raise MtlError(f"{file}: should be a text file in UTF-8; it looks like UTF-16; save it as UTF-8")
+        raise MtlError(
+            f"{file}: should be a text file in UTF-8; it looks like UTF-16, or like no text at all; save it as UTF-8"
+        )
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -42,12 +42,17 @@ def drawn(keys: NDArray[np.uint64], shares: tuple[float, float]) -> Codes:
 def counted(keys: NDArray[np.uint64], shares: tuple[float, float]) -> Codes:
     """Like `drawn`, with shares that hold as exactly as whole rows, or whole keys, allow; no share stays empty."""
     _, which, sizes = np.unique(keys, return_inverse=True, return_counts=True)
-    middle = np.cumsum(sizes) - sizes / 2  # a key belongs where its middle row would
     val, test = (round(share * len(keys)) for share in shares)
+    # A key with more rows than both should have is for training, if any is; they share what the others have.
+    large = sizes > val + test
+    order = np.argsort(large, kind="stable")
+    share = min(1.0, sizes[~large].sum() / max(1, val + test))
+    val, test = val * share, test * share
+    middle = np.cumsum(sizes[order]) - sizes[order] / 2  # a key belongs where its middle row would
     first = max(int((middle < test).sum()), int(shares[1] > 0))
     second = max(int((middle < test + val).sum()), first + int(shares[0] > 0))
     codes = np.repeat(np.array([TEST, VAL, TRAIN], np.int8), np.diff([0, first, second, max(second, len(sizes))]))
-    found: Codes = codes[which]
+    found: Codes = codes[np.argsort(order)[which]]
     return found
 
 
