@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 Kind = Literal["binary", "multiclass", "regression", "objective"]
@@ -96,3 +96,12 @@ class Task:
     def present(self, target: Tensor) -> Tensor:
         """(B,) of bool: where `target` holds a label."""
         return target >= 0 if self.kind in ("binary", "multiclass") else ~target.isnan()
+
+
+def unusable(name: str) -> str | None:
+    """Why a network can have no part of this name, if so."""
+    if not name:
+        return "is empty"
+    if "." in name:
+        return "has a point in it"
+    return "means something else to PyTorch" if hasattr(nn.ModuleDict(), name) else None

@@ -120,6 +120,7 @@ def _attributes(path: Path) -> tuple[list[str], list[str], torch.Tensor]:
     rows = [line.split() for line in lines[2:]]
     if len(rows) != int(lines[0]):
         raise MtlError(f"{path}: should hold {int(lines[0])} pictures, as its first line says; found {len(rows)}")
+    first: dict[str, int] = {}
     for number, row in enumerate(rows, 3):
         if len(row) != len(attributes) + 1 or not {"-1", "1"}.issuperset(row[1:]):
             raise MtlError(
@@ -128,17 +129,22 @@ def _attributes(path: Path) -> tuple[list[str], list[str], torch.Tensor]:
             )
         if Path(row[0]).name != row[0] or not imagefiles.below(row[0]):
             raise MtlError(f"{path}, line {number}: should name a file in {IMAGES}; found {row[0]}")
+        if (line := first.setdefault(row[0], number)) != number:
+            raise MtlError(f"{path}, line {number}: {row[0]} already stands in line {line}; every picture once")
     labels = torch.tensor([[value == "1" for value in row[1:]] for row in rows], dtype=torch.int8)
     return [row[0] for row in rows], attributes, labels
 
 
 def _partition(path: Path, names: list[str]) -> dict[str, torch.Tensor]:
     """By split, the numbers of its rows. Raises MtlError with the line, or the picture that is in no split."""
-    split_of = {}
+    split_of: dict[str, str] = {}
     for number, line in enumerate(_lines(path), 1):
         match line.split():
             case [name, code] if code in SPLITS:
-                split_of[name] = SPLITS[code]
+                if split_of.setdefault(name, SPLITS[code]) != SPLITS[code]:
+                    raise MtlError(
+                        f"{path}, line {number}: {name} is in the split '{split_of[name]}' elsewhere; found {code}"
+                    )
             case _:
                 raise MtlError(f"{path}, line {number}: should be a file name and 0, 1 or 2; found {line[:60]}")
     for name in names:

@@ -76,6 +76,7 @@ def decode(path: str, shape: Shape) -> Decoded:
     except Exception as error:  # Pillow raises many kinds for a damaged file
         text = str(error).replace("<_io.BytesIO object at", "<").splitlines() or [type(error).__name__]
         reason = "no image that can be read" if "cannot identify image" in text[0] else text[0]
+        reason = getattr(error, "strerror", None) or reason  # without the path, which messages begin with
         return Decoded(None, b"", f"cannot be read: {reason}")
     return Decoded(pixels.transpose(2, 0, 1), hashlib.blake2b(raw, digest_size=DIGEST).digest(), None)
 

@@ -15,6 +15,7 @@ from mtlcli.data.sources import Policy, combined
 from mtlcli.errors import MtlError, OptionError
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import datasets
+from mtlcli.tasks import unusable
 
 
 @datasets.register("joint")
@@ -51,6 +52,8 @@ class Joint(Dataset):
             for source in sources:
                 if not source.isidentifier():
                     raise ValueError(f"should call sources by letters, digits and underscores; found '{source}'")
+                if why := unusable(source):
+                    raise ValueError(f"the name '{source}' {why}; choose another one")
             return nested.plain(nested.read(registry.datasets, sources))
 
         def at(self, folder: Path) -> Self:

@@ -215,13 +215,15 @@ def _existing(root: Path, domain: str, name: str) -> Path:
 
 
 def _classes(listed: Mapping[str, Listed]) -> tuple[str, ...]:
-    """Names of the classes by label. Raises MtlError where domains do not agree."""
+    """Names of the classes by label. Raises OptionError where domains do not agree."""
     names: dict[int, tuple[str, str]] = {}
     for domain, files in listed.items():
         for label, name in files.classes.items():
             first, known = names.setdefault(label, (domain, name))
             if known != name:
-                raise MtlError(f"class {label} is '{known}' in {first} and '{name}' in {domain}; domains share classes")
+                raise OptionError(
+                    "root", f"class {label} is '{known}' in {first} and '{name}' in {domain}; domains share classes"
+                )
     return tuple(_name(names, label) for label in range(max(names) + 1))
 
 

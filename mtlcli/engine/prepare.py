@@ -20,6 +20,7 @@ from mtlcli.models.base import Encoder, MTLModel
 from mtlcli.models.heads import build_head
 from mtlcli.models.sources import SourcesEncoder, check_reads
 from mtlcli.recipe import Recipe
+from mtlcli.tasks import unusable
 from mtlcli.weighting.base import GradientWeighting, LossWeighting
 
 SELECT_BY = ("delta", "loss", "last")
@@ -152,6 +153,9 @@ def _chosen(recipe: Recipe, data: MultiTaskData) -> MultiTaskData:
     for key, names in (("tasks", recipe.data.tasks), ("only", recipe.data.only)):
         if names is not None:
             data = data.select(tuple(names), key)
+    for task in data.tasks:
+        if why := unusable(task.name):
+            raise recipe.error("data.name", f"calls a task '{task.name}', which {why}; rename it in the data")
     return data
 
 

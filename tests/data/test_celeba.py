@@ -75,6 +75,21 @@ def test_a_wrong_label_is_told_with_its_line(root):
         load(root)
 
 
+def test_a_picture_that_stands_twice_is_told(root):
+    path = root / "celeba" / "list_attr_celeba.txt"
+    path.write_text(path.read_text().replace("000003.jpg", "000002.jpg"))
+    with pytest.raises(MtlError, match=r"list_attr_celeba\.txt, line 5: 000002\.jpg already stands in line 4"):
+        load(root)
+
+
+def test_a_picture_in_two_splits_is_told(root):
+    path = root / "celeba" / "list_eval_partition.txt"
+    code = {"0": "1"}.get(path.read_text().split()[1], "0")
+    path.write_text(path.read_text().rstrip() + f"\n000001.jpg {code}\n")
+    with pytest.raises(MtlError, match=rf"line 7: 000001\.jpg is in the split 'train' elsewhere; found {code}"):
+        load(root)
+
+
 def test_a_lost_row_is_told(root):
     path = root / "celeba" / "list_attr_celeba.txt"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))

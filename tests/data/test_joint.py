@@ -391,6 +391,7 @@ def test_what_cannot_be_is_refused() -> None:
     refused(r"data\.sources: .*; a: no dataset 'tyo'; did you mean 'toy'\?", sources={"a": {"name": "tyo"}})
     refused(r"data\.sources: .*; a\.rows: should be a whole number", sources={"a": {"name": "toy", "rows": "x"}})
     refused(r"by letters", sources={"a b": {"name": "toy"}})
+    refused(r"data\.sources: the name 'type' means something else to PyTorch", sources={"type": {"name": "toy"}})
     refused(r"data\.sources: should name at least one source", sources={})
     refused(r"data\.sources\.a\.rows: should be at most", sources={"a": {"name": "census", "rows": 10**7}})
     values = toy.values(weighting={"gradient": {"name": "pcgrad", "wrt": "representation"}})

@@ -1,5 +1,7 @@
 """What a recipe asks for against what its data give."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import toy
@@ -7,7 +9,7 @@ from torch import nn
 
 import mtlcli
 from mtlcli import recipe as recipes
-from mtlcli.data.base import ImageFeatures
+from mtlcli.data.base import ImageFeatures, MultiTaskData
 from mtlcli.engine.prepare import prepare
 from mtlcli.errors import MtlError
 from mtlcli.models.base import Encoder
@@ -52,3 +54,16 @@ def test_an_encoder_of_other_inputs_is_refused_with_those_that_fit(monkeypatch: 
     values = toy.values(model={"encoder": {"name": "pictures"}})
     with pytest.raises(MtlError, match=r"model\.encoder\.name: 'pictures' reads ImageFeatures.*TableFeatures.*mlp"):
         prepare(recipes.from_values(values, "r.yaml"), torch.device("cpu"))
+
+
+def test_a_task_that_a_network_cannot_have_a_head_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = toy.Toy.load
+
+    def renamed(self: toy.Toy) -> MultiTaskData:
+        data = load(self)
+        tasks = tuple(replace(task, name="type") if task.name == "yes" else task for task in data.tasks)
+        return replace(data, tasks=tasks)
+
+    monkeypatch.setattr(toy.Toy, "load", renamed)
+    with pytest.raises(MtlError, match=r"data\.name: calls a task 'type', which means something else to PyTorch"):
+        prepare(recipes.from_values(toy.values(), "r.yaml"), torch.device("cpu"))

@@ -7,7 +7,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
 from mtlcli.data.tables.fitted import Label
 from mtlcli.data.tables.kinds import MOSTLY, TRUTH, WORDS, Held, conform, hold, shown, texts
@@ -15,6 +14,7 @@ from mtlcli.data.tables.options import SPLITS, TaskOptions
 from mtlcli.data.tables.profile import Moments
 from mtlcli.data.tables.reader import Target
 from mtlcli.errors import OptionError, did_you_mean
+from mtlcli.tasks import unusable
 
 if TYPE_CHECKING:
     import polars as pl
@@ -25,16 +25,10 @@ CLASSES = 1000  # more than these are no classes
 def check_names(names: Sequence[str]) -> None:
     """Raise OptionError for a task that a network cannot have a head for."""
     for name in names:
-        if not usable(name):
-            why = "has a point in it" if "." in name else "means something else to PyTorch" if name else "is empty"
+        if why := unusable(name):
             raise OptionError(
                 f"tasks.{name}", f"the name '{name}' {why}; choose another one, and give `column: {name}`"
             )
-
-
-def usable(name: str) -> bool:
-    """Whether a network can have a head of this name."""
-    return bool(name) and "." not in name and not hasattr(nn.ModuleDict(), name)
 
 
 def target(name: str, options: TaskOptions, column: pl.Series, missing: Sequence[str]) -> Target:

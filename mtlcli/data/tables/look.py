@@ -19,6 +19,7 @@ from mtlcli.data.tables.reader import INDEX
 from mtlcli.data.tables.source import Source
 from mtlcli.data.tables.splits import SPELLED, TEST, TRAIN
 from mtlcli.errors import MtlError, did_you_mean
+from mtlcli.tasks import unusable
 
 if TYPE_CHECKING:
     import polars as pl
@@ -76,7 +77,7 @@ class Look:
                     f"--task {text}: {self.path} has no column '{column}'{did_you_mean(column, self.uses)}; there are: "
                     f"{', '.join(self.uses)}"
                 )
-            name = column if labels.usable(column) else f"{column.replace('.', '_')}_label"
+            name = f"{column.replace('.', '_')}_label" if unusable(column) else column
             if name in found:
                 raise MtlError(f"--task {text}: '{name}' is given twice")
             found[name] = self._task(text, name, column, kind)
