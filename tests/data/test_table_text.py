@@ -184,6 +184,13 @@ def test_a_quote_within_a_field_opens_nothing(tmp_path: Path) -> None:
     assert sum(map(len, data.splits.values())) == 60
 
 
+def test_an_inch_does_not_make_one_block_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "BYTES", 64)
+    table = source.Source.at(csv(tmp_path, lines(60, r7='1,5" pipe,0')), [""])
+    assert table.rows == 60
+    assert max(block.rows for block in table.blocks) < 15
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
 def test_the_name_of_a_column_may_take_several_lines(tmp_path: Path, end: str) -> None:
     path = tmp_path / "t.csv"

@@ -176,7 +176,7 @@ class Source:
             except pl.exceptions.PolarsError:
                 continue
         short = frame is not None and len(names) > 1 and frame[names[-1]].has_nulls()
-        open_ = text.count(b'"') % 2 == 1
+        open_ = text.count(b'"') % 2 == 1 and _quoted(text, separator)
         uneven = short and not _even(text, separator, block.rows, len(names))
         if frame is None or len(frame) != block.rows or open_ or uneven:
             return _slowly(text, block, names, columns, separator, self.missing)
@@ -246,7 +246,7 @@ def _text_blocks(file: Path, offset: int) -> Iterator[Block]:
                 handle.seek(begin)
                 text = handle.read(size)
                 last = begin + len(text) >= end
-                breaks, lines, blank = _breaks(text)
+                breaks, lines, blank = _breaks(text, above.separator)
                 if len(breaks) or last:
                     break
                 size *= 2  # a field longer than a block
@@ -257,17 +257,22 @@ def _text_blocks(file: Path, offset: int) -> Iterator[Block]:
             begin, row = begin + stop, row + rows
 
 
-def _breaks(text: bytes) -> tuple[np.ndarray, int, bool]:
-    """Where rows end, how many lines end, and whether one of these is blank."""
+def _breaks(text: bytes, separator: str) -> tuple[np.ndarray, int, bool]:
+    """Where rows of `text`, which begins with one, end; how many lines end, and whether one of these is blank."""
     codes = np.frombuffer(text, np.uint8)
     breaks = np.flatnonzero(codes == ord("\n"))
     lines = len(breaks)
     short = breaks[np.diff(breaks, prepend=-1) == 2] - 1
     blank = bool((np.diff(breaks, prepend=-1) == 1).any() or (codes[short] == ord("\r")).any())
-    if b'"' in text:
+    if _quoted(text, separator):
         quotes = np.flatnonzero(codes == ord('"'))
         breaks = breaks[np.searchsorted(quotes, breaks) % 2 == 0]
     return breaks, lines, blank
+
+
+def _quoted(text: bytes, separator: str) -> bool:
+    """Whether a field of `text` begins with a quote; those further on are inches and the like."""
+    return text.startswith(b'"') or f'{separator}"'.encode() in text or b'\n"' in text
 
 
 def _even(text: bytes, separator: str, rows: int, width: int) -> bool:
