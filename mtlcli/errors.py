@@ -42,7 +42,9 @@ class OptionError(MtlError):
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the allowed name nearest to `name`, or an empty string where none is near."""
-    near = get_close_matches(str(name), list(allowed), n=1, cutoff=0.6)
+    names = list(allowed)
+    near = get_close_matches(str(name), names, n=1, cutoff=0.6)
+    near = near or [other for other in names if other.lower() == str(name).lower()]
     return f"; did you mean '{near[0]}'?" if near else ""
 
 

@@ -180,11 +180,11 @@ class OwnTable(Dataset):
 
 
 def _unseen(column: str, count: int, rows: int, example: str | None) -> str:
-    """What to tell of rows with categories that are new."""
+    """What to tell of rows with categories that are new, or without a value that was always there."""
     hold, values = ("holds", "a value") if count == 1 else ("hold", "values")
     what = f"{values} that training did not have (such as '{example}')"
     if example is None:
-        what = "no value, as no training row did"
+        what = "no value, where every training row had one"
     return f"column '{column}': {count:,} of {how_many(rows, 'row')} {hold} {what}"
 
 

@@ -48,13 +48,14 @@ def test_what_is_stored_is_enough_for_new_rows(tmp_path: Path) -> None:
     [
         (lambda f: f.drop("age", "city"), r"new\.parquet: lacks the columns age, city, which the training data has"),
         (lambda f: f.rename({"age": "agge"}), r"lacks the column age.*did you mean 'agge'"),
+        (lambda f: f.rename({"age": "AGE"}), r"lacks the column age.*did you mean 'AGE'"),
         (lambda f: f.with_columns(age=pl.lit("x")), r"row 1: column 'age' should hold a finite number.*found 'x'"),
         (lambda f: f.with_columns(since=pl.lit(3)), r"column 'since' should hold a date.*its type is Int32"),
         (lambda f: f.with_columns(segment=pl.lit("D")), r"label of task 'segment'.*one of its classes A, B, C.*'D'"),
         (lambda f: f.with_columns(spend=pl.lit(-2.0)), r"'spend'.*at least 0, as `transform: log1p` needs.*-2\.0"),
         (lambda f: f.head(0), r"new\.parquet: has no rows"),
     ],
-    ids=["missing", "misspelt", "text", "type", "class", "range", "empty"],
+    ids=["missing", "misspelt", "case", "text", "type", "class", "range", "empty"],
 )
 def test_a_new_file_that_does_not_fit(tmp_path: Path, change: Any, message: str) -> None:
     frame = customers(100)
@@ -69,16 +70,18 @@ def test_a_new_file_that_does_not_fit(tmp_path: Path, change: Any, message: str)
 def test_categories_that_training_did_not_have_are_told(tmp_path: Path) -> None:
     told = dataset(csv(tmp_path, lines(90)), tasks=Y)
     fitted = told.load().fitted
-    for text, note in (
+    for text, column, note in (
         (
             lines(30, r3="1,zebra,0", r9="1,yak,1"),
+            "c",
             "2 of 30 rows hold values that training did not have (such as 'zebra')",
         ),
-        (lines(30, r3="1,zebra,0"), "1 of 30 rows holds a value that training did not have (such as 'zebra')"),
-        (lines(30, r3="1,,0"), "1 of 30 rows holds no value, as no training row did"),
+        (lines(30, r3="1,zebra,0"), "c", "1 of 30 rows holds a value that training did not have (such as 'zebra')"),
+        (lines(30, r3="1,,0"), "c", "1 of 30 rows holds no value, where every training row had one"),
+        (lines(30, r3=",a,0", r4=",b,0"), "x", "2 of 30 rows hold no value, where every training row had one"),
     ):
         notes = told.read(csv(tmp_path, text, "new.csv"), fitted).notes
-        assert notes == (f"column 'c': {note}",)
+        assert notes == (f"column '{column}': {note}",)
     assert told.read(csv(tmp_path, lines(30), "new.csv"), fitted).notes == ()
 
 

@@ -169,11 +169,15 @@ class Fitted(_Plain):
         return Batch(inputs, {label.name: self._labels(frame, label) for label in self.labels})
 
     def unseen(self, frame: pl.DataFrame, batch: Batch) -> dict[str, tuple[int, str | None]]:
-        """Columns of text in which rows of `frame` hold what training did not: how many rows, and an example.
+        """Columns in which rows of `frame` hold what training did not: how many rows, and an example.
 
         `batch`: the rows encoded. The example is None where training rows always had a value, and these have none.
         """
-        found = {}
+        found: dict[str, tuple[int, str | None]] = {
+            column.name: (absent, None)
+            for column in self.numeric
+            if not column.indicator and (absent := frame[column.name].null_count())
+        }
         for place, column in enumerate(column for column in self.columns if column.kind == "text"):
             new = (batch.inputs["categorical"][:, place] == 0).numpy()
             if new.any():
