@@ -331,6 +331,17 @@ def test_the_tasks_of_a_recipe(files: dict[str, Path]) -> None:
         data.select(("chrun",), "only")
 
 
+def test_a_column_may_be_called_like_a_part_of_a_date(tmp_path: Path) -> None:
+    customers().rename({"city": "since.weekday"}).write_parquet(tmp_path / "t.parquet")
+    data = load(tmp_path / "t.parquet")
+    assert data.features.categorical == {
+        "since.weekday": 5,
+        "since.weekday of the date": 8,
+        "since.month": 13,
+    }
+    assert data.splits["train"].inputs["categorical"].shape[1] == 3
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["resident", "stream"])
 def test_a_split_without_any_label_of_a_task_is_told(tmp_path: Path, stream: bool) -> None:
     frame = customers(100).with_columns(part=pl.Series(["train", "train", "val", "test"] * 25))

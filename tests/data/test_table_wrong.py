@@ -91,6 +91,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (lines(), {"tasks": {"a.b": {"kind": "binary", "column": "y"}}}, r"tasks\.a\.b: the name 'a\.b' has a point"),
     (lines(), {"drop": ["cc"]}, r"drop: .*no column 'cc'; did you mean 'c'"),
     (lines(), {"features": ["y"]}, r"features: the column 'y' is the label of task 'y'"),
+    (lines(), {"columns": {"y": "categorical"}}, r"columns\.y: is the label of task 'y', whose `kind` says"),
     (lines(), {"split": {"by": "user"}}, r"split\.by: .*no column 'user'"),
     (lines(), {"split": {"column": "c"}}, r"row 1 .*column 'c' should say train, val .* or test; found 'a'"),
     (lines(), {"tasks": {"c": {"kind": "multiclass", "class_weights": [1, 2]}}}, r"3 numbers, for the classes a, b, c"),

@@ -144,7 +144,9 @@ class Fitted(_Plain):
         numbers += [f"{column.name}.{MISSING}" for column in self.numeric if column.indicator]
         texts = {column.name: len(column.categories) + 1 for column in self.columns if column.kind == "text"}
         parts = {f"{c.name}.{part}": len(known) + 1 for c in self.columns for part, known in c.parts.items()}
-        return TableFeatures(tuple(numbers), {**texts, **parts})
+        # A column of the file may be called like a part of a date.
+        renamed = {f"{name} of the date" if name in texts else name: size for name, size in parts.items()}
+        return TableFeatures(tuple(numbers), {**texts, **renamed})
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -261,6 +261,12 @@ def _features(wanted: Wanted, source: Source, head: pl.DataFrame) -> tuple[list[
     for name, task in wanted.tasks.items():
         tasks.setdefault(task.column or name, []).append(name)
     uses, held = [], {}
+    for name in wanted.columns:
+        if name in tasks:
+            raise OptionError(
+                f"columns.{name}",
+                f"is the label of task '{tasks[name][0]}', whose `kind` says what it holds; leave it out",
+            )
     for name in wanted.features or ():
         if name in tasks:
             raise OptionError("features", f"the column '{name}' is the label of task '{tasks[name][0]}'; leave it out")
