@@ -168,6 +168,7 @@ class Split(BaseSplit):
     inputs: Inputs
     targets: dict[str, Tensor]
     at_once: int | None = None  # most rows that `batches` gives at a time, where networks make much of a row
+    keys: Tensor | None = None  # (N,) of int64, on the CPU: rows with the same one are held out together
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -193,13 +194,16 @@ class Split(BaseSplit):
         return replace(self, targets={name: self.targets[name] for name in tasks})
 
     def hold_out(self, fraction: float, seed: int) -> tuple[Split, Split]:
-        """Rows drawn at random; both parts keep the order."""
-        count = round(fraction * len(self))
-        if not 0 < count < len(self):
+        """Rows, or whole keys, drawn at random; both parts keep the order."""
+        keys = torch.arange(len(self)) if self.keys is None else torch.unique(self.keys, return_inverse=True)[1]
+        sizes = keys.bincount()
+        order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed))
+        ends = sizes[order].cumsum(0)
+        chosen = order[ends - sizes[order] // 2 <= round(fraction * len(self))]
+        given = torch.isin(keys, chosen)
+        if given.all() or not given.any():
             raise OptionError("held_out", f"{fraction} of {len(self)} training rows leaves one of the two parts empty")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        kept, given = order[count:].sort().values, order[:count].sort().values
-        return self._part(kept), self._part(given)
+        return self._part((~given).nonzero()[:, 0]), self._part(given.nonzero()[:, 0])
 
     def rows(self, index: Tensor | slice) -> Batch:
         """The rows at `index`, on the device where the split lives."""
@@ -212,7 +216,7 @@ class Split(BaseSplit):
 
     def _part(self, index: Tensor) -> Self:
         inputs, targets = ({n: t[index] for n, t in held.items()} for held in (self.inputs, self.targets))
-        return replace(self, inputs=inputs, targets=targets)
+        return replace(self, inputs=inputs, targets=targets, keys=None if self.keys is None else self.keys[index])
 
     def to(self, device: torch.device) -> Split:
         """The same rows on `device`, moved once."""

@@ -236,22 +236,26 @@ def splits(
     targets: Mapping[str, Mapping[str, Tensor]],
     features: ImageFeatures,
     workers: int | None,
+    keys: Tensor | None = None,
 ) -> dict[str, BaseSplit]:
     """Every split, from memory where the pictures are kept there.
 
     Args:
         rows: by split, the numbers of its files.
         targets: by split, the labels of these rows.
+        keys: of the training rows, which are held out together where they have the same.
     """
     found: dict[str, BaseSplit] = {}
     for name, index in rows.items():
+        own = keys if name == "train" else None
         if scanned.pixels is None:
-            found[name] = FileSplit(tuple(paths), features, Split({"row": index}, dict(targets[name])), workers)
+            files = Split({"row": index}, dict(targets[name]), keys=own)
+            found[name] = FileSplit(tuple(paths), features, files, workers)
         else:
             # A stretch of rows needs no copy of its own.
             step = bool(len(index)) and bool((index.diff() == 1).all())
             pixels = scanned.pixels[int(index[0]) : int(index[-1]) + 1] if step else scanned.pixels[index]
-            found[name] = Split({"image": pixels}, dict(targets[name]), features.at_once)
+            found[name] = Split({"image": pixels}, dict(targets[name]), features.at_once, own)
     return found
 
 

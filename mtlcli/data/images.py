@@ -25,9 +25,9 @@ from mtlcli.data.tables.kinds import Held
 from mtlcli.data.tables.labels import fitted_target
 from mtlcli.data.tables.options import SPLITS, SplitOptions, TaskOptions
 from mtlcli.data.tables.profile import Profile
-from mtlcli.data.tables.reader import OF_NEW_FILES, Faults, Reader, Target, where
+from mtlcli.data.tables.reader import INDEX, KEY, OF_NEW_FILES, Faults, Reader, Target, where
 from mtlcli.data.tables.source import ROW, Source
-from mtlcli.data.tables.splits import TRAIN, Codes, check_sizes
+from mtlcli.data.tables.splits import TRAIN, Codes, check_sizes, key_hashes
 from mtlcli.errors import MtlError, OptionError
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import datasets
@@ -116,6 +116,11 @@ class Images(Dataset):
         fitted, notes = self._labels(found, frame[kept], np.array([codes[row] for row in kept], np.int8))
         encoded = fitted.encode(frame[sound]).targets
         targets = {name: {task: values[index] for task, values in encoded.items()} for name, index in rows.items()}
+        keys = None
+        if options.split.by is not None:
+            own = frame[sound][rows["train"].tolist()]
+            hashes = key_hashes(own[KEY], own[INDEX].to_numpy(), options.split.seed)
+            keys = torch.from_numpy(hashes.view(np.int64))
         meaning = {
             "dataset": self.name,
             "tasks": [asdict(task) for task in fitted.tasks],
@@ -125,7 +130,7 @@ class Images(Dataset):
         return MultiTaskData(
             fitted.tasks,
             features,
-            imagefiles.splits([paths[row] for row in sound], scanned, rows, targets, features, options.workers),
+            imagefiles.splits([paths[row] for row in sound], scanned, rows, targets, features, options.workers, keys),
             digest,
             augment=augmentation(options.augment) if options.augment else None,
             fitted=fitted.model_copy(update={"fingerprint": digest}).model_dump(mode="json"),

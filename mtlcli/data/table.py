@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -17,9 +18,9 @@ from mtlcli.data.tables.gather import Gathered, Table, Wanted
 from mtlcli.data.tables.kinds import As
 from mtlcli.data.tables.labels import fitted_target
 from mtlcli.data.tables.options import SPLITS, SplitOptions, TaskOptions
-from mtlcli.data.tables.reader import OF_NEW_FILES, Faults, Reader
+from mtlcli.data.tables.reader import INDEX, KEY, OF_NEW_FILES, Faults, Reader
 from mtlcli.data.tables.source import ROW, Source
-from mtlcli.data.tables.splits import check_sizes
+from mtlcli.data.tables.splits import TRAIN, check_sizes, key_hashes
 from mtlcli.data.tables.stream import streamed
 from mtlcli.errors import MtlError, how_many
 from mtlcli.options import Options as AnyOptions
@@ -100,7 +101,7 @@ class OwnTable(Dataset):
         found = table.gather(keep=not stream)
         check_sizes(split, dict(zip(SPLITS, found.profile.rows.tolist(), strict=True)))
         fitted, uses, notes = table.fit(found)
-        splits: Mapping[str, Any] = _resident(found, fitted)
+        splits: Mapping[str, Any] = _resident(found, fitted, split)
         if stream:
             splits = streamed(table, found, fitted, options.shuffle_rows)
         meaning = {
@@ -188,15 +189,19 @@ def _unseen(column: str, count: int, rows: int, example: str | None) -> str:
     return f"column '{column}': {count:,} of {how_many(rows, 'row')} {hold} {what}"
 
 
-def _resident(found: Gathered, fitted: Fitted) -> dict[str, Split]:
+def _resident(found: Gathered, fitted: Fitted, options: SplitOptions) -> dict[str, Split]:
     """All rows as tensors."""
     import polars as pl
 
     splits = {}
     for code, name in enumerate(SPLITS):
-        parts = [fitted.encode(frame.filter(pl.Series(codes == code))) for frame, codes in found.frames]
-        if parts:
-            splits[name] = _split(parts)
+        frames = [frame.filter(pl.Series(codes == code)) for frame, codes in found.frames]
+        if not frames:
+            continue
+        splits[name] = _split([fitted.encode(frame) for frame in frames])
+        if options.by is not None and code == TRAIN:  # of these alone rows are held out
+            keys = [key_hashes(frame[KEY], frame[INDEX].to_numpy(), options.seed) for frame in frames]
+            splits[name] = replace(splits[name], keys=torch.from_numpy(np.concatenate(keys).view(np.int64)))
     return splits
 
 

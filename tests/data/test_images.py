@@ -123,6 +123,14 @@ def test_random_splits_are_seeded_and_keep_keys_together(folder):
     assert load(folder, split={**by, "seed": 2}).fingerprint != data.fingerprint
 
 
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_keys_are_held_out_as_a_whole(folder, cache):
+    split = load(folder, cache=cache, split={"val": 0.2, "test": 0.2, "by": "person", "seed": 1}).splits["train"]
+    kept, given = ({n // 4 for n in grey(part)} for part in split.hold_out(0.5, seed=0))
+    assert len(kept) == len(given) == 3
+    assert kept.isdisjoint(given)
+
+
 def test_the_fingerprint_follows_the_content_alone(folder):
     first = load(folder).fingerprint
     assert load(folder, cache="none", workers=2).fingerprint == first

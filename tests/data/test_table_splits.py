@@ -57,6 +57,18 @@ def test_a_key_with_most_of_the_rows_is_for_training(tmp_path: Path, seed: int) 
     assert min(map(len, data.splits.values())) >= 1
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["resident", "stream"])
+def test_a_key_is_held_out_as_a_whole(tmp_path: Path, stream: bool) -> None:
+    customers(800).with_columns(twin="u" + pl.col("user").cast(pl.String)).write_parquet(tmp_path / "t.parquet")
+    data = load(tmp_path / "t.parquet", split={"by": "user"}, stream=stream)
+    place = list(data.features.categorical).index("twin")
+    parts = data.splits["train"].hold_out(0.3, seed=1)
+    kept, given = ([b.inputs["categorical"][:, place] for b in part.batches(1000)] for part in parts)
+    assert set(torch.cat(kept).tolist()).isdisjoint(torch.cat(given).tolist())
+    share = sum(map(len, given)) / len(data.splits["train"])
+    assert share == pytest.approx(0.3, abs=0.1 if stream else 0.01)
+
+
 def test_a_column_says_where_rows_belong(tmp_path: Path) -> None:
     words = ["train", "Train", "training", "dev", "valid", "validation", "val", "test", "testing", "TEST"]
     text = "x,y,part\n" + "".join(f"{i},{(i // 10) % 2},{words[i % 10]}\n" for i in range(100))
