@@ -11,7 +11,8 @@ once and through the trunk once, like plain training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from mtlcli.engine.rows import ENTRIES
+from mtlcli.weighting.base import Reads
 
 # Linear layers with a bias and without: which of the tensors that they were computed from is their input.
 _INPUT = {"AddmmBackward0": 1, "MmBackward0": 0}
@@ -48,6 +52,29 @@ class Layers:
         """Whether inner products by factors take fewer operations than by the gradients (B, D) of all tasks."""
         batch, features = self.anchor.shape
         return sum(self.widths) ** 2 * (batch + features) <= num_tasks**2 * batch * features
+
+    def by_columns(self, direction: Callable[[Tensor], Tensor], num_tasks: int) -> Tensor:
+        """(B, D) what `direction` makes of the tasks' gradients (K, n), which exist for a few rows at a time."""
+        batch, features = self.anchor.shape
+        outputs: list[list[int]] = [[] for _ in range(num_tasks)]
+        for place, task in enumerate(self.owners.tolist()):
+            outputs[task].append(place)
+        rows = min(batch, max(1, ENTRIES // (num_tasks * features)))
+        jacobian = self.anchor.new_empty(num_tasks, rows, features)
+        outer, inner = self.gradients.T.to(self.anchor), torch.cat(self.weights, 1).T.to(self.anchor)
+        products = []
+        for _, neighbours in itertools.groupby(range(num_tasks), key=lambda task: len(outputs[task])):
+            tasks = list(neighbours)  # with as many outputs, or with none
+            own = torch.tensor([outputs[task] for task in tasks], dtype=torch.long, device=outer.device)
+            products.append((slice(tasks[0], tasks[-1] + 1), outer[own].mT.contiguous(), inner[own]))
+        found = torch.empty_like(self.anchor)
+        for start in range(0, batch, rows):
+            stop = min(start + rows, batch)
+            part = jacobian[:, : stop - start]
+            for tasks_, left, right in products:
+                torch.bmm(left[:, start:stop], right, out=part[tasks_])
+            found[start:stop] = direction(part.flatten(1)).view(-1, features)
+        return found
 
 
 class Factors:
@@ -87,14 +114,18 @@ class Factors:
             for each in self._layers
         ]
 
+    def by_columns(self, direction: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """What `direction` makes of the tasks' gradients, at every tensor of the representation."""
+        return [each.by_columns(direction, self._num_tasks) for each in self._layers]
 
-def find_factors(roots: Sequence[Tensor], cut: Sequence[Tensor]) -> Factors | None:
-    """The linear layers through which alone the losses `roots` reach the tensors `cut`.
 
-    None where one of them reaches `cut` in another way or not at all, where tasks share such a layer, or where the
-    layers are so wide that the gradients themselves cost less.
+def find_factors(roots: Sequence[Tensor], cut: Sequence[Tensor], reads: Reads) -> Factors | None:
+    """The linear layers through which alone the losses `roots` reach the tensors `cut`, for a method that `reads`.
+
+    None where one of them reaches `cut` in another way or not at all, where tasks share such a layer, where all of the
+    gradients are asked for, or where layers are so wide that their inner products cost less without factors.
     """
-    if any(tensor.ndim != 2 for tensor in cut):
+    if reads == "jacobian" or any(tensor.ndim != 2 for tensor in cut):
         return None
     anchors = {
         (edge.node, edge.output_nr): Layers(tensor)
@@ -116,14 +147,14 @@ def find_factors(roots: Sequence[Tensor], cut: Sequence[Tensor]) -> Factors | No
                 if layers is not None:
                     layers.nodes.append(node)
                     layers.tasks.append(k)
-                    layers.weights.append(node._saved_mat2)
+                    layers.weights.append(node._saved_mat2.detach())
                     following.pop(place)
             if following:  # leaves say nothing: tasks may share a parameter without sharing a layer
                 owners[node] = k
             waiting += following
     found = list(anchors.values())
     complete = {k for layers in found for k in layers.tasks} == set(range(len(roots)))
-    pays = all(layers.nodes and layers.pays(len(roots)) for layers in found)
+    pays = all(layers.nodes and (reads == "columns" or layers.pays(len(roots))) for layers in found)
     return Factors(found, len(roots)) if complete and pays else None
 
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from mtlcli.errors import MtlError
+from mtlcli.weighting.base import GradientWeighting
 
 How = Literal["auto", "sequential", "batched"]
 
+ENTRIES = 1 << 19  # of the Jacobian at a time for methods that go by columns: temporaries stay in a CPU's caches
 BLOCK = 1 << 12  # columns that are multiplied in float32 before float64 takes over
 SMALL = 1 << 28  # bytes of a Jacobian that may be held twice for speed
 
@@ -113,6 +115,15 @@ class Rows:
         flat = [p for parameters in along for p in parameters]
         extra = torch.autograd.grad(roots, flat, pull, retain_graph=True, allow_unused=True) if flat else ()
         return Taken(self._buffer, [rows is not None for rows in stacked], list(extra))
+
+
+def direction(method: GradientWeighting, jacobian: Tensor, losses: Tensor) -> Tensor:
+    """(P,) what a method makes of the Jacobian (K, P); where it goes by columns, some at a time."""
+    if method.reads != "columns":
+        found: Tensor = method(jacobian, losses)
+        return found
+    columns = max(1, ENTRIES // len(jacobian))
+    return torch.cat([method(part, losses) for part in torch.split(jacobian, columns, dim=1)])
 
 
 def inner_products(rows: Tensor, columns: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtlcli.engine.factors import find_factors
 from mtlcli.engine.ranks import Ranks
-from mtlcli.engine.rows import How, Rows, inner_products
+from mtlcli.engine.rows import How, Rows, direction, inner_products
 from mtlcli.engine.settings import check_fit, check_ranges
 from mtlcli.errors import MtlError
 from mtlcli.weighting.base import Anchor, GradientWeighting, LossWeighting, StepView
@@ -93,6 +93,7 @@ class Step:
     ) -> None:
         self.shared, self.last_shared = list(shared), list(last_shared)
         self.private = [list(private.get(task, ())) for task in loss_weighting.tasks]
+        self._owned = [p for parameters in self.private for p in parameters]
         self.loss_weighting, self.gradient_weighting = loss_weighting, gradient_weighting
         self.wrt, self.every, self.smooth = wrt, every, smooth
         self.ranks = ranks or Ranks()
@@ -240,8 +241,7 @@ class Step:
         losses.retain_grad()
         torch.autograd.backward([scaled.sum()])
         if self.ranks.world > 1:
-            private = (p for parameters in self.private for p in parameters)
-            everything = (*self.loss_weighting.learnable(), *self.shared, *private)
+            everything = (*self.loss_weighting.learnable(), *self.shared, *self._owned)
             self.ranks.mean_([p.grad for p in everything if p.grad is not None])
         return torch.zeros_like(losses) if losses.grad is None else losses.grad
 
@@ -266,21 +266,19 @@ class Step:
         if len(alpha) == 1:
             self._push(weighted, heads)
             return mean
-        private = [p for parameters in self.private for p in parameters]
-        if private:
-            self._write(private, heads.gradients(private, keep_graph=True))
+        if self._owned:
+            self._write(self._owned, heads.gradients(self._owned, keep_graph=True))
         for i, (own, group) in enumerate(zip(alpha, self._groups, strict=True)):
             self._write(group, trunk.times(own).gradients(group, keep_graph=i < len(alpha) - 1))
         return mean
 
     def _push(self, trunk: Weighted, heads: Weighted) -> None:
         """Weighted sum of the losses into `.grad`; heads may have weights of their own."""
-        private = [p for parameters in self.private for p in parameters]
-        if trunk is heads or not private:
+        if trunk is heads or not self._owned:
             torch.autograd.backward(trunk.roots, trunk.pull)
-            self.ranks.mean_([p.grad for p in (*self.shared, *private) if p.grad is not None])
+            self.ranks.mean_([p.grad for p in (*self.shared, *self._owned) if p.grad is not None])
             return
-        self._write(private, heads.gradients(private, keep_graph=True))
+        self._write(self._owned, heads.gradients(self._owned, keep_graph=True))
         if self.shared:
             self._write(self.shared, trunk.gradients(self.shared, keep_graph=False))
 
@@ -293,10 +291,9 @@ class Step:
         weights (K,) if there are any.
         """
         anchor: Sequence[Tensor] = self.shared if self.wrt == "params" else _with_gradient(cut)
-        private = [p for parameters in self.private for p in parameters]
         private_gradients: Sequence[Tensor | None] = ()
-        if heads is not None and private:
-            private_gradients = heads.gradients(private, keep_graph=True)
+        if heads is not None and self._owned:
+            private_gradients = heads.gradients(self._owned, keep_graph=True)
         along = [[] if heads is not None else parameters for parameters in self.private]
         alpha: Tensor | None
         if self.wrt == "params":
@@ -305,16 +302,20 @@ class Step:
             alpha, parts = self._decide(taken.jacobian, weighted, anchor)
             _accumulate(self.shared, [part if hit else None for part, hit in zip(parts, taken.reached, strict=True)])
         else:
-            factors = find_factors(trunk.roots, anchor) if self.gradient_weighting.reads == "gramian" else None
+            method = self.gradient_weighting
+            factors = find_factors(trunk.roots, anchor, method.reads)
             if factors is None:
                 taken = self.rows.take(anchor, *trunk, along, keep_graph=True)
                 found = taken.along
                 alpha, parts = self._decide(taken.jacobian, weighted, anchor)
             else:
-                found = factors.take(*trunk, [p for parameters in along for p in parameters])
-                self._reused = self._solve(0, factors.gramian(), weighted)[None]
-                alpha = self._reused[0].to(weighted)
-                parts = factors.combine(alpha)
+                found = factors.take(*trunk, self._owned if heads is None else [])
+                if method.reads == "columns":
+                    alpha, parts = None, factors.by_columns(lambda columns: method(columns, weighted))
+                else:
+                    self._reused = self._solve(0, factors.gramian(), weighted)[None]
+                    alpha = self._reused[0].to(weighted)
+                    parts = factors.combine(alpha)
             torch.autograd.backward(list(anchor), parts)
             self.ranks.mean_([p.grad for p in self.shared if p.grad is not None])
         if heads is None:
@@ -323,7 +324,7 @@ class Step:
             sizes = [len(parameters) for parameters in self.private]
             scale = [a for a, size in zip(alpha, sizes, strict=True) for _ in range(size)]
             private_gradients = [None if g is None else a * g for a, g in zip(scale, private_gradients, strict=True)]
-        self._write(private, private_gradients)
+        self._write(self._owned, private_gradients)
         return alpha
 
     def _decide(
@@ -340,15 +341,15 @@ class Step:
             found = [a @ part for a, part in zip(alpha, columns, strict=True)]
             mean = alpha.mean(0)
         else:
-            found = [method(part, weighted) for method, part in zip(self._methods, columns, strict=True)]
-        direction = torch.split(found[0] if len(found) == 1 else torch.cat(found), [t.numel() for t in anchor])
-        return mean, [part.view_as(t) for part, t in zip(direction, anchor, strict=True)]
+            found = [direction(m, part, weighted) for m, part in zip(self._methods, columns, strict=True)]
+        parts = torch.split(found[0] if len(found) == 1 else torch.cat(found), [t.numel() for t in anchor])
+        return mean, [part.view_as(t) for part, t in zip(parts, anchor, strict=True)]
 
     def _all_weights(self, first: Tensor, second: Tensor, weighted: Tensor) -> Tensor:
         """Weights (groups, K) from two Jacobians (K, P), which are one and the same without further batches."""
         found = []
         for i, (rows, columns) in enumerate(zip(self._by_group(first), self._by_group(second), strict=True)):
-            if self._methods[i].reads == "jacobian":
+            if self._methods[i].reads != "gramian":
                 found.append(self._smoothed(i, self._methods[i](rows, weighted).detach()))
             else:
                 found.append(self._solve(i, inner_products(rows, columns), weighted))

@@ -21,6 +21,7 @@ from mtlcli.search import Search, declared
 
 Params = dict[str, Tensor]
 Anchor = Literal["params", "representation", "last_shared"]
+Reads = Literal["nothing", "gramian", "jacobian", "columns"]
 Trait = Literal["sample_weights", "negative_weights"]
 
 
@@ -226,12 +227,13 @@ class GradientWeighting(Weighting):
     """K gradients -> one. Register with `@gradient_weightings.register("name")`.
 
     `reads` says what `forward` gets: `nothing`, it is not called and the gradients are summed; `gramian`, the (K, K)
-    inner products in float64 on the CPU; `jacobian`, the (K, P) gradients. It returns weights (K,) or the direction
-    (P,), as `returns` says. Where the gradients are taken and how often is the engine's business.
+    inner products in float64 on the CPU; `jacobian`, the (K, P) gradients; `columns`, some columns of these at a time,
+    for a method that makes an entry of the direction from the tasks' gradients at that entry alone. It returns weights
+    (K,) or the direction (P,), as `returns` says. Where the gradients are taken and how often is the engine's business.
     """
 
-    reads: ClassVar[Literal["nothing", "gramian", "jacobian"]]
-    # None: weights where the Gramian is read, the direction where the Jacobian is.
+    reads: ClassVar[Reads]
+    # None: weights where the Gramian is read, the direction where gradients are.
     returns: ClassVar[Literal["weights", "direction"] | None] = None
     # What the task heads receive: `unweighted`, the gradient of the loss they are trained on; `weighted`, that times
     # the task's weight.
@@ -249,7 +251,7 @@ class GradientWeighting(Weighting):
     @classmethod
     def gives_weights(cls) -> bool:
         """Whether `forward` returns weights (K,), which can be reused, averaged, and carried to other parameters."""
-        return (cls.returns or ("direction" if cls.reads == "jacobian" else "weights")) == "weights"
+        return (cls.returns or ("direction" if cls.reads in ("jacobian", "columns") else "weights")) == "weights"
 
     @classmethod
     def allowed_anchors(cls) -> tuple[Anchor, ...]:

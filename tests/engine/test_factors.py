@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import mtlcli
+from mtlcli.engine import factors as engine_factors
 from mtlcli.engine import step as engine
 from mtlcli.engine.factors import find_factors
 
@@ -35,6 +36,12 @@ def representation(seed: int = 0) -> Tensor:
 def squares(*heads: nn.Module) -> Losses:
     torch.manual_seed(1)
     return lambda z: [(head(z) - k).square().mean() * 3.0**k for k, head in enumerate(heads)]
+
+
+def spread(columns: Tensor, seen: list[Tensor]) -> Tensor:
+    """Something that goes by the order of the tasks, column by column."""
+    seen.append(columns)
+    return columns.amax(0) + 10 * columns[-1].clamp(min=0)
 
 
 def _two_layers(z: Tensor) -> list[Tensor]:
@@ -76,19 +83,24 @@ def _per_sample(z: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize(
     "losses", [_two_layers, _hidden, _classes, _frozen, _same_parameter, _per_sample], ids=lambda f: f.__name__[1:]
 )
-def test_the_same_as_the_gradients_themselves(losses: Losses) -> None:
+def test_the_same_as_the_gradients_themselves(losses: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_factors, "ENTRIES", 3 * len(TASKS) * WIDTH)  # the last part is smaller
     z = representation()
     roots = losses(z)
     pull = [torch.rand_like(root) + 0.5 for root in roots]
     rows = [torch.autograd.grad(r, z, p, retain_graph=True)[0] for r, p in zip(roots, pull, strict=True)]
     jacobian = torch.stack([row.flatten() for row in rows]).double()
-    factors = find_factors(roots, [z])
+    factors = find_factors(roots, [z], "gramian")
     assert factors is not None
     factors.take(roots, pull, [])
     torch.testing.assert_close(factors.gramian(), jacobian @ jacobian.T, rtol=1e-5, atol=1e-8)
     weights = torch.tensor([0.5, 2.0, -1.0], dtype=torch.float64)
     (combined,) = factors.combine(weights)
     torch.testing.assert_close(combined, (weights @ jacobian).float().view_as(z), rtol=1e-5, atol=1e-7)
+    parts: list[Tensor] = []
+    (found,) = factors.by_columns(lambda columns: spread(columns, parts))
+    torch.testing.assert_close(found, spread(jacobian, []).float().view_as(z), rtol=1e-5, atol=1e-7)
+    assert [part.shape for part in parts] == [(3, 3 * WIDTH), (3, 3 * WIDTH), (3, 2 * WIDTH)]
 
 
 def test_several_tensors_are_read() -> None:
@@ -101,11 +113,13 @@ def test_several_tensors_are_read() -> None:
     rows = [torch.autograd.grad(root, split, retain_graph=True, allow_unused=True) for root in roots]
     dense = [[torch.zeros_like(z) if g is None else g for g, z in zip(row, split, strict=True)] for row in rows]
     jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in dense]).double()
-    factors = find_factors(roots, split)
+    factors = find_factors(roots, split, "gramian")
     assert factors is not None
     factors.take(roots, [torch.ones(())] * 3, [])
     torch.testing.assert_close(factors.gramian(), jacobian @ jacobian.T, rtol=1e-5, atol=1e-8)
     weights = torch.tensor([0.5, 2.0, -1.0])
+    for found, *rows_ in zip(factors.by_columns(lambda columns: spread(columns, [])), *dense, strict=True):
+        torch.testing.assert_close(found.flatten(), spread(torch.stack(rows_).flatten(1), []), rtol=1e-5, atol=1e-7)
     for k, part in enumerate(factors.combine(weights)):
         torch.testing.assert_close(part, sum(w * row[k] for w, row in zip(weights, dense, strict=True)))
 
@@ -116,7 +130,7 @@ def test_heads_learn_in_the_same_pass() -> None:
     roots = squares(*heads)(z)
     own = [p for head in heads for p in head.parameters()]
     expected = torch.autograd.grad(roots, own, retain_graph=True)
-    factors = find_factors(roots, [z])
+    factors = find_factors(roots, [z], "gramian")
     assert factors is not None
     found = factors.take(roots, [torch.ones(())] * 3, own)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True) if a is not None)
@@ -130,7 +144,7 @@ def test_a_representation_in_half_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         roots = [head(z).float().square().mean() for head in heads]
     jacobian = torch.stack([torch.autograd.grad(r, z, retain_graph=True)[0].flatten() for r in roots]).double()
-    factors = find_factors(roots, [z])
+    factors = find_factors(roots, [z], "gramian")
     assert factors is not None
     factors.take(roots, [torch.ones(())] * 3, [])
     lengths = jacobian.norm(dim=1)
@@ -202,12 +216,22 @@ def _weights_of_its_own(z: Tensor) -> list[Tensor]:
 )
 def test_not_taken_where_they_would_be_wrong_or_slow(losses: Losses) -> None:
     z = representation()
-    assert find_factors(losses(z), [z]) is None
+    assert find_factors(losses(z), [z], "gramian") is None
+
+
+def test_layers_may_be_wide_where_nothing_is_multiplied() -> None:
+    z = representation()
+    assert find_factors(_wide(z), [z], "columns") is not None
+
+
+def test_not_taken_where_all_gradients_are_asked_for() -> None:
+    z = representation()
+    assert find_factors(_two_layers(z), [z], "jacobian") is None
 
 
 def test_not_taken_of_maps() -> None:
     z = nn.Conv2d(1, 4, 3)(torch.randn(2, 1, 6, 6))
-    assert find_factors([nn.Linear(4, 1)(z).mean() for _ in TASKS], [z]) is None
+    assert find_factors([nn.Linear(4, 1)(z).mean() for _ in TASKS], [z], "gramian") is None
 
 
 @pytest.mark.parametrize("gradient", [n for n in mtlcli.gradient_weightings.names() if n != "sum"])
@@ -243,7 +267,7 @@ def test_a_step_does_not_depend_on_them(gradient: str, monkeypatch: pytest.Monke
                 optimizer.zero_grad()
                 balancer.backward(losses, representation=z)
                 optimizer.step()
-            if mtlcli.gradient_weightings.get(gradient).reads == "gramian":
+            if mtlcli.gradient_weightings.get(gradient).reads in ("gramian", "columns"):
                 assert len(counted) == 4
                 assert all((found is not None) == taken for found in counted)
             return [p.detach() for p in (*shared.parameters(), *heads.parameters())]

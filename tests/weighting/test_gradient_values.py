@@ -11,7 +11,7 @@ from torch import Tensor
 from weighting_toys import build_gradient, direction, jacobian_of
 
 from mtlcli import MtlError, gradient_weightings
-from mtlcli.weighting.gradients import graddrop
+from mtlcli.engine import rows
 
 JACOBIANS = {
     "random": [jacobian_of(k, 20, seed=k) for k in (2, 3, 5, 11)],
@@ -245,12 +245,15 @@ def test_graddrop_leaks_everything() -> None:
     torch.testing.assert_close(method(jacobian, torch.ones(4)), jacobian.sum(0))
 
 
-def test_graddrop_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graddrop, "CHUNK", 7)
+def test_graddrop_gets_some_columns_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "ENTRIES", 3 * 7)
     jacobian = jacobian_of(3, 30)
-    found = build_gradient("graddrop", 3)(jacobian, torch.ones(3))
+    method, seen = build_gradient("graddrop", 3), []
+    method.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape[1]))
+    found = rows.direction(method, jacobian, torch.ones(3))
+    assert seen == [7, 7, 7, 7, 2]
     kept = torch.stack([jacobian.clamp(min=0).sum(0), jacobian.clamp(max=0).sum(0)])
-    assert (found == kept).any(0).all()
+    assert torch.isclose(found, kept).any(0).all()
 
 
 def test_sum_is_all_ones() -> None:

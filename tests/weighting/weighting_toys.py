@@ -153,7 +153,7 @@ def direction(method: GradientWeighting, jacobian: Tensor, losses: Tensor | None
     losses = torch.ones(len(jacobian), dtype=jacobian.dtype) if losses is None else losses
     if method.reads == "nothing":
         return jacobian.sum(0)
-    if method.reads == "jacobian":
+    if method.reads != "gramian":
         found = method(jacobian, losses)
         return found.to(jacobian) @ jacobian if method.gives_weights() else found
     wide = jacobian.double()
