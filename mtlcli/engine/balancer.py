@@ -126,6 +126,8 @@ class Balancer:
             ranks=Ranks(),
         )
         self._model = model
+        modules = () if model is None else model.modules()
+        self._buffered = [module for module in modules if any(True for _ in module.buffers(recurse=False))]
         self._count, self._epoch, self._epoch_began = 0, 0, 0
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._view: ClosureStep | None = None
@@ -192,7 +194,7 @@ class Balancer:
             self._private,
             {"train": closure, "held_out": held_out},
             extra,
-            self._model,
+            self._buffered,
             metrics or {},
             self._draws,
         )

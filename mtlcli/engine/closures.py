@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -30,6 +30,7 @@ class ClosureStep:
     """What one call of `Balancer.backward` was given.
 
     Args:
+        buffered: modules whose buffers a forward pass may move.
         draws: whether the closure draws random numbers, such as dropout masks; None where that is not known yet.
     """
 
@@ -43,20 +44,21 @@ class ClosureStep:
         private: Mapping[str, Sequence[nn.Parameter]],
         closures: Mapping[str, Closure | None],
         extra: Sequence[Closure],
-        model: nn.Module | None,
+        buffered: Sequence[nn.Module],
         metrics: Mapping[str, Callable[[], float]],
         draws: bool | None = None,
     ) -> None:
         self.tasks, self.clock, self.lr = tasks, clock, lr
         self._closures, self._extra = closures, extra
-        self._model, self._metrics = model, metrics
+        self._buffered, self._metrics = buffered, metrics
         self._shared, self._private = shared, private
         self.draws = draws
         self.rounded = False  # whether the losses given were computed in 16 bits
         self.passes = 0  # backward passes that `gradient` made
         self.roots, self._samples = self._taken_apart(losses, "losses")
         self._device = self.roots[0].device
-        self._random_state = self._get_random_state()
+        self._random_state: list[Tensor] | None = None  # that all probes begin with
+        self._drew = False  # whether the last probe drew random numbers
 
     @cached_property
     def shared(self) -> Params:
@@ -141,9 +143,8 @@ class ClosureStep:
             )
         with self._probing(at):
             given = closure()
-            if batch == "train" and not self.draws:
-                pairs = zip(self._random_state, self._get_random_state(), strict=True)
-                self.draws = not all(torch.equal(before, after) for before, after in pairs)
+        if batch == "train":
+            self.draws = self.draws or self._drew
         return _losses(*self._taken_apart(given, "the closure's losses", torch.is_grad_enabled()))
 
     def unmoved(self) -> Losses:
@@ -172,19 +173,27 @@ class ClosureStep:
         Autocast keeps 16-bit copies of parameters, which know nothing of values that are exchanged.
         """
         now = self._get_random_state()
-        self._set_random_state(self._random_state)
+        if self._random_state is None:
+            self._random_state = now
+        self._set_random_state(self._random_state, now)
         try:
-            with self._same_buffers(), self._at(at), torch.autocast(self._device.type, enabled=False):
+            with self._same_buffers(), self._at(at), self._full_precision():
                 torch.clear_autocast_cache()
                 yield
         finally:
             torch.clear_autocast_cache()
-            self._set_random_state(now)
+            then = self._get_random_state()
+            self._drew = not _same(self._random_state, then)
+            self._set_random_state(now, then)
+
+    def _full_precision(self) -> AbstractContextManager[None]:
+        kind = self._device.type
+        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
     @contextmanager
     def _same_buffers(self) -> Iterator[None]:
         # Exchanged, not copied back: writing into a buffer would spoil the graphs that have saved it.
-        buffers = [] if self._model is None else [(buffer, buffer.data) for buffer in self._model.buffers()]
+        buffers = [(buffer, buffer.data) for module in self._buffered for buffer in module.buffers(recurse=False)]
         for buffer, data in buffers:
             buffer.data = data.clone()
         try:
@@ -246,10 +255,17 @@ class ClosureStep:
         on_cuda = [torch.cuda.get_rng_state(self._device)] if self._device.type == "cuda" else []
         return [torch.get_rng_state(), *on_cuda]
 
-    def _set_random_state(self, states: list[Tensor]) -> None:
+    def _set_random_state(self, states: list[Tensor], now: list[Tensor]) -> None:
+        """From `now` to `states`; setting costs more than comparing."""
+        if _same(states, now):
+            return
         torch.set_rng_state(states[0])
         for state in states[1:]:
             torch.cuda.set_rng_state(state, self._device)
+
+
+def _same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(map(torch.equal, one, other))
 
 
 def _losses(roots: Sequence[Tensor], samples: Sequence[Tensor] | None) -> Losses:

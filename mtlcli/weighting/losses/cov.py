@@ -56,18 +56,17 @@ class CoV(LossWeighting):
         if not torch.isfinite(losses).all():
             self.count("non-finite losses: the last weights were used")
             return self.weights * step.losses
-        if self.steps > 1:
-            variation = (self.squares / self.steps + 1e-8).sqrt() / self.mean_ratio.abs().clamp(min=1e-8)
+        steps = int(self.steps)
+        if steps > 1:
+            variation = (self.squares / steps + 1e-8).sqrt() / self.mean_ratio.abs().clamp(min=1e-8)
             self.weights = len(losses) * variation / variation.sum()
-        base = torch.where(self.steps > 0, self.mean_loss, losses)
-        ratios = torch.where(base != 0, losses / base, 1)
-        kept = self.steps / (self.steps + 1)
-        if self.options.decay is not None:
-            kept = torch.where(self.steps > 0, self.options.decay, 0.0)
-        kept = kept.to(losses)
-        mean_ratio = torch.lerp(ratios, self.mean_ratio, kept)
-        self.squares = self.squares + (ratios - self.mean_ratio) * (ratios - mean_ratio)
-        self.mean_ratio = mean_ratio
-        self.mean_loss = torch.lerp(losses, self.mean_loss, kept)
+        if steps == 0:
+            self.mean_loss, self.mean_ratio = losses, torch.ones_like(losses)
+        else:
+            kept = self.options.decay or steps / (steps + 1)
+            ratios = torch.where(self.mean_loss != 0, losses / self.mean_loss, 1)
+            mean_ratio = torch.lerp(ratios, self.mean_ratio, kept)
+            self.squares = self.squares + (ratios - self.mean_ratio) * (ratios - mean_ratio)
+            self.mean_ratio, self.mean_loss = mean_ratio, torch.lerp(losses, self.mean_loss, kept)
         self.steps += 1
         return self.weights * step.losses

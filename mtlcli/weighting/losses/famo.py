@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtlcli.errors import OptionError, did_you_mean
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
+
+NEAREST = 1e-8  # what a loss is at least above its minimum
 
 
 @loss_weightings.register("famo")
@@ -45,8 +50,6 @@ class FAMO(LossWeighting):
         )
         min_losses: dict[str, float] = Field({}, description="Lowest loss within reach, by task; 0 where not named.")
 
-    min_losses: Tensor  # (K,)
-
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
         lowest: dict[str, float] = self.options.min_losses
@@ -54,41 +57,77 @@ class FAMO(LossWeighting):
             if name not in tasks:
                 where = f"no task '{name}'{did_you_mean(name, tasks)}; tasks: {', '.join(tasks)}"
                 raise OptionError("min_losses", where)
-        self.register_buffer("min_losses", torch.tensor([lowest.get(task, 0.0) for task in tasks]), persistent=False)
-        self.logits = nn.Parameter(torch.zeros(len(tasks)))
-        chosen = self.options
-        self.adam = torch.optim.Adam([self.logits], lr=chosen.lr, weight_decay=chosen.weight_decay, fused=True)
+        self.min_losses = [lowest.get(task, 0.0) for task in tasks]
+        self.adam = Adam(len(tasks), self.options.lr, self.options.weight_decay)
         self.keep("adam", self.adam)
-        self.before: Tensor | None = None
+        self.before = self.share = [0.0] * len(tasks)  # gaps before the step; softmax of the logits
 
-    def learnable(self) -> list[nn.Parameter]:
-        """None: the logits have an Adam of their own."""
-        return []
+    @property
+    def logits(self) -> Tensor:
+        """(K,)"""
+        return torch.tensor(self.adam.values)
 
     def forward(self, step: StepView) -> Tensor:
         """Logs (K,) of the losses above their minima, each times its weight."""
-        logs = self._log_gap(step.losses)
-        now = step.unmoved()
-        self.before = logs.detach() if now.roots is step.roots else self._log_gap(now.per_task.detach())
+        gaps, now = self._gaps(step.losses), step.unmoved()
+        self.before = gaps if now.roots is step.roots else self._gaps(now.per_task)
+        top = max(self.adam.values)
+        powers = [math.exp(value - top) for value in self.adam.values]
+        whole = sum(powers)
+        self.share = [power / whole for power in powers]
         # 1e-8 in the place of a gap would outweigh all others in the sum.
-        share = self.logits.detach().softmax(0) * (step.losses.detach() > self.min_losses)
-        return share / (share / logs.detach().exp()).sum().clamp(min=1e-30) * logs
+        shares = [share if gap > NEAREST else 0.0 for share, gap in zip(self.share, gaps, strict=True)]
+        total = max(sum(share / gap for share, gap in zip(shares, gaps, strict=True)), 1e-30)
+        above = step.losses
+        if any(self.min_losses):
+            above = above - above.new_tensor(self.min_losses)
+        if not all(shares):
+            above = above.clamp(min=0)
+        return above.new_tensor([share / total for share in shares]) * (above + NEAREST).log()
 
     @torch.no_grad()
     def after_step(self, step: StepView) -> None:
         """Measure the losses again and move the logits."""
-        assert self.before is not None
-        gain = self.before - self._log_gap(step.probe().per_task)
-        if not torch.isfinite(gain).all():
+        after = self._gaps(step.probe().per_task)
+        gains = [math.log(a) - math.log(b) for a, b in zip(self.before, after, strict=True)]
+        if all(map(math.isfinite, gains)):
+            mean = sum(share * gain for share, gain in zip(self.share, gains, strict=True))
+            self.adam.step([share * (gain - mean) for share, gain in zip(self.share, gains, strict=True)])
+        else:
             self.count("non-finite losses after the step: the weights stayed")
-            return
-        share = self.logits.softmax(0)
-        self.logits.grad = (share * (gain - share @ gain.to(share))).to(self.logits)
-        self.adam.step()
-        self.logits.grad = None
 
-    def _log_gap(self, losses: Tensor) -> Tensor:
-        gap = losses - self.min_losses
-        if (gap <= 0).any():
+    def _gaps(self, losses: Tensor) -> list[float]:
+        gaps = [loss - lowest for loss, lowest in zip(losses.tolist(), self.min_losses, strict=True)]
+        if min(gaps) <= 0:
             self.count("a loss was not above min_losses: no gradient through its log")
-        return (gap.clamp(min=0) + 1e-8).log()
+        return [max(gap, 0.0) + NEAREST for gap in gaps]
+
+
+class Adam:
+    """Adam on K numbers, with weight decay as a part of the gradient, like torch.optim.Adam.
+
+    Plain numbers: an optimiser of torch spends ten times as long on its own records.
+    """
+
+    def __init__(self, size: int, lr: float, weight_decay: float) -> None:
+        self.lr, self.weight_decay, self.steps = lr, weight_decay, 0
+        self.values, self.mean, self.square = [0.0] * size, [0.0] * size, [0.0] * size
+
+    def step(self, gradient: list[float]) -> None:
+        """Move the values against `gradient` (K,)."""
+        self.steps += 1
+        rate, corrected = self.lr / (1 - 0.9**self.steps), 1 - 0.999**self.steps
+        for k, slope in enumerate(gradient):
+            slope += self.weight_decay * self.values[k]
+            self.mean[k] = 0.9 * self.mean[k] + 0.1 * slope
+            self.square[k] = 0.999 * self.square[k] + 0.001 * slope * slope
+            self.values[k] -= rate * self.mean[k] / (math.sqrt(self.square[k] / corrected) + 1e-8)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Values and moments."""
+        return {"steps": self.steps, "numbers": [list(self.values), list(self.mean), list(self.square)]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Counterpart of `state_dict`."""
+        self.steps = state["steps"]
+        self.values, self.mean, self.square = map(list, state["numbers"])
