@@ -126,6 +126,8 @@ def test_the_state_of_another_method_is_refused() -> None:
         balancer_for(model, loss="dwa").load_state_dict(state)
     with pytest.raises(MtlError, match=r"not the state of uw\+sum on 2 tasks: "):
         Balancer(("a", "b"), loss="uw").load_state_dict(state)
+    with pytest.raises(MtlError, match=r"not the state of cov\+sum on 2 tasks: it is of 3 tasks"):
+        Balancer(("a", "b"), loss="cov").load_state_dict(balancer_for(model, loss="cov").state_dict())
 
 
 def test_losses_measured_again_have_the_masks_of_those_they_are_compared_with() -> None:

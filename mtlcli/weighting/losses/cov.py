@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -10,6 +12,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched_among
 from mtlcli.weighting.base import LossWeighting, StepView
+from mtlcli.weighting.losses._values import Kept
 
 
 @loss_weightings.register("cov")
@@ -37,36 +40,44 @@ class CoV(LossWeighting):
             json_schema_extra=searched_among(None, 0.9, 0.99, 0.999),
         )
 
-    steps: Tensor  # ()
-    mean_loss: Tensor  # (K,)
-    mean_ratio: Tensor  # (K,)
-    squares: Tensor  # (K,)  Welford's sum of squared distances of the ratios from their mean
-    weights: Tensor  # (K,)  of the last step
-
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
-        self.register_buffer("steps", torch.zeros(()))
-        for name in ("mean_loss", "mean_ratio", "squares"):
-            self.register_buffer(name, torch.zeros(len(tasks)))
-        self.register_buffer("weights", torch.ones(len(tasks)))
+        self.statistics = Statistics(len(tasks))
+        self.keep("statistics", self.statistics)
 
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,), each times its weight."""
-        losses = step.losses.detach().to(self.mean_loss)
-        if not torch.isfinite(losses).all():
-            self.count("non-finite losses: the last weights were used")
-            return self.weights * step.losses
-        steps = int(self.steps)
-        if steps > 1:
-            variation = (self.squares / steps + 1e-8).sqrt() / self.mean_ratio.abs().clamp(min=1e-8)
-            self.weights = len(losses) * variation / variation.sum()
-        if steps == 0:
-            self.mean_loss, self.mean_ratio = losses, torch.ones_like(losses)
+        losses = step.losses.tolist()
+        if all(map(math.isfinite, losses)):
+            self.statistics.add(losses, self.options.decay)
         else:
-            kept = self.options.decay or steps / (steps + 1)
-            ratios = torch.where(self.mean_loss != 0, losses / self.mean_loss, 1)
-            mean_ratio = torch.lerp(ratios, self.mean_ratio, kept)
-            self.squares = self.squares + (ratios - self.mean_ratio) * (ratios - mean_ratio)
-            self.mean_ratio, self.mean_loss = mean_ratio, torch.lerp(losses, self.mean_loss, kept)
+            self.count("non-finite losses: the last weights were used")
+        return step.losses.new_tensor(self.statistics.weights) * step.losses
+
+
+class Statistics(Kept):
+    """Of the losses and of their ratios, over the steps so far."""
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__(num_tasks)
+        self.steps = 0
+        self.mean_loss, self.mean_ratio = [0.0] * num_tasks, [1.0] * num_tasks
+        self.squares = [0.0] * num_tasks  # Welford's sum of squared distances of the ratios from their mean
+        self.weights = [1.0] * num_tasks  # of the last step
+
+    def add(self, losses: list[float], decay: float | None) -> None:
+        """Weights from the steps before this one, then this one's part in the statistics."""
+        if self.steps > 1:
+            spread = [math.sqrt(squares / self.steps + 1e-8) for squares in self.squares]
+            variation = [s / max(abs(mean), 1e-8) for s, mean in zip(spread, self.mean_ratio, strict=True)]
+            whole = sum(variation)
+            self.weights = [len(losses) * v / whole for v in variation]
+        kept = (decay or self.steps / (self.steps + 1)) if self.steps else 0.0
+        for k, loss in enumerate(losses):
+            base = self.mean_loss[k]
+            ratio = loss / base if self.steps and base else 1.0
+            mean = kept * self.mean_ratio[k] + (1 - kept) * ratio
+            self.squares[k] += (ratio - self.mean_ratio[k]) * (ratio - mean)
+            self.mean_ratio[k] = mean
+            self.mean_loss[k] = kept * base + (1 - kept) * loss
         self.steps += 1
-        return self.weights * step.losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
+from mtlcli.weighting.losses._values import Kept, softmax
 
 
 @loss_weightings.register("dwa")
@@ -43,12 +45,6 @@ class DWA(LossWeighting):
         window: Literal["epoch", "iterations"] = Field("epoch", description="What the mean losses are taken over.")
         length: int = Field(25, ge=1, description="Steps in a window of `window: iterations`.")
 
-    epoch: Tensor  # ()  the epoch that `total` belongs to
-    steps: Tensor  # ()  how many steps `total` holds
-    total: Tensor  # (K,)  sum of this epoch's losses
-    means: Tensor  # (2, K)  mean losses of the last two whole epochs, oldest first; nan before there are two
-    recent: Tensor  # (2 length, K)  losses of the last steps, oldest first; nan before there are so many
-
     @classmethod
     def begins(cls, options: AnyOptions) -> int:
         """After the two epochs that it compares."""
@@ -57,38 +53,48 @@ class DWA(LossWeighting):
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
-        self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
-        self.register_buffer("steps", torch.zeros(()))
-        self.register_buffer("total", torch.zeros(len(tasks)))
-        self.register_buffer("means", torch.full((2, len(tasks)), torch.nan))
-        recorded = 2 * self.options.length if self.options.window == "iterations" else 0
-        self.register_buffer("recent", torch.full((recorded, len(tasks)), torch.nan))
+        self.history = History(len(tasks))
+        self.keep("history", self.history)
 
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,), each times its weight."""
-        losses = step.losses.detach()
-        before, last = self._windows(losses) if self.options.window == "iterations" else self._epochs(losses, step)
-        if before.isnan().any():
+        losses, options, history = step.losses.tolist(), self.options, self.history
+        if options.window == "epoch":
+            history.enter(step.clock.epoch)
+        if all(map(math.isfinite, losses)):
+            history.add(losses, 2 * options.length if options.window == "iterations" else 0)
+        if len(history.means) < 2:
             return step.losses
-        ratio = torch.where(before != 0, last / before, 1).nan_to_num()
-        weights: Tensor = len(ratio) * (ratio / self.options.temperature).softmax(0)
-        return weights * step.losses
+        ratios = [last / before if before else 1.0 for before, last in zip(*history.means, strict=True)]
+        shares = softmax([ratio / options.temperature for ratio in ratios])
+        return step.losses.new_tensor([len(shares) * share for share in shares]) * step.losses
 
-    def _epochs(self, losses: Tensor, step: StepView) -> Tensor:
-        """Mean losses (2, K) of the last two whole epochs."""
-        if step.clock.epoch != self.epoch:
-            if self.steps > 0:
-                self.means = torch.stack([self.means[1], self.total / self.steps])
-            self.epoch.fill_(step.clock.epoch)
-            self.steps.zero_()
-            self.total.zero_()
-        if torch.isfinite(losses).all():
+
+class History(Kept):
+    """Mean losses of the last two windows."""
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__(num_tasks)
+        self.epoch, self.steps = 0, 0
+        self.total = [0.0] * num_tasks  # of this epoch's steps
+        self.recent: list[list[float]] = []  # losses of the last steps, oldest first
+        self.means: list[list[float]] = []  # of the last whole epochs or windows, oldest first
+
+    def enter(self, epoch: int) -> None:
+        """Close the last epoch if this is another."""
+        if epoch != self.epoch:
+            if self.steps:
+                self.means = [*self.means[-1:], [total / self.steps for total in self.total]]
+            self.epoch, self.steps, self.total = epoch, 0, [0.0] * self.num_tasks
+
+    def add(self, losses: list[float], window: int) -> None:
+        """One step's losses (K,): to the epoch, or to the last `window` steps, of which each half is one window."""
+        if not window:
             self.steps += 1
-            self.total += losses
-        return self.means
-
-    def _windows(self, losses: Tensor) -> Tensor:
-        """Mean losses (2, K) of the last two windows of steps."""
-        if torch.isfinite(losses).all():
-            self.recent = torch.cat([self.recent[1:], losses[None].to(self.recent)])
-        return self.recent.view(2, -1, len(losses)).mean(1)
+            self.total = [total + loss for total, loss in zip(self.total, losses, strict=True)]
+            return
+        self.recent = [*self.recent, losses][-window:]
+        if len(self.recent) == window:
+            half = window // 2
+            halves = self.recent[:half], self.recent[half:]
+            self.means = [[sum(column) / half for column in zip(*rows, strict=True)] for rows in halves]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -14,6 +13,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
+from mtlcli.weighting.losses._values import Kept, softmax
 
 NEAREST = 1e-8  # what a loss is at least above its minimum
 
@@ -71,10 +71,7 @@ class FAMO(LossWeighting):
         """Logs (K,) of the losses above their minima, each times its weight."""
         gaps, now = self._gaps(step.losses), step.unmoved()
         self.before = gaps if now.roots is step.roots else self._gaps(now.per_task)
-        top = max(self.adam.values)
-        powers = [math.exp(value - top) for value in self.adam.values]
-        whole = sum(powers)
-        self.share = [power / whole for power in powers]
+        self.share = softmax(self.adam.values)
         # 1e-8 in the place of a gap would outweigh all others in the sum.
         shares = [share if gap > NEAREST else 0.0 for share, gap in zip(self.share, gaps, strict=True)]
         total = max(sum(share / gap for share, gap in zip(shares, gaps, strict=True)), 1e-30)
@@ -103,15 +100,13 @@ class FAMO(LossWeighting):
         return [max(gap, 0.0) + NEAREST for gap in gaps]
 
 
-class Adam:
-    """Adam on K numbers, with weight decay as a part of the gradient, like torch.optim.Adam.
+class Adam(Kept):
+    """Adam on K numbers, with weight decay as a part of the gradient, like torch.optim.Adam."""
 
-    Plain numbers: an optimiser of torch spends ten times as long on its own records.
-    """
-
-    def __init__(self, size: int, lr: float, weight_decay: float) -> None:
+    def __init__(self, num_tasks: int, lr: float, weight_decay: float) -> None:
+        super().__init__(num_tasks)
         self.lr, self.weight_decay, self.steps = lr, weight_decay, 0
-        self.values, self.mean, self.square = [0.0] * size, [0.0] * size, [0.0] * size
+        self.values, self.mean, self.square = [0.0] * num_tasks, [0.0] * num_tasks, [0.0] * num_tasks
 
     def step(self, gradient: list[float]) -> None:
         """Move the values against `gradient` (K,)."""
@@ -122,12 +117,3 @@ class Adam:
             self.mean[k] = 0.9 * self.mean[k] + 0.1 * slope
             self.square[k] = 0.999 * self.square[k] + 0.001 * slope * slope
             self.values[k] -= rate * self.mean[k] / (math.sqrt(self.square[k] / corrected) + 1e-8)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Values and moments."""
-        return {"steps": self.steps, "numbers": [list(self.values), list(self.mean), list(self.square)]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Counterpart of `state_dict`."""
-        self.steps = state["steps"]
-        self.values, self.mean, self.square = map(list, state["numbers"])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtlcli.registry import loss_weightings
 from mtlcli.weighting.base import LossWeighting, StepView
-from mtlcli.weighting.losses._positive import SMALLEST, log_of
+from mtlcli.weighting.losses._values import SMALLEST, log_of
 
 
 @loss_weightings.register("gls")

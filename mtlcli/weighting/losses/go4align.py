@@ -12,7 +12,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
-from mtlcli.weighting.losses._positive import SMALLEST
+from mtlcli.weighting.losses._values import SMALLEST, finite
 
 
 @loss_weightings.register("go4align")
@@ -55,7 +55,7 @@ class GO4Align(LossWeighting):
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,), each times its group's weight."""
         losses = step.losses.detach().to(self.log_risk)
-        if torch.isfinite(losses).all():
+        if finite(losses):
             self.log_risk = (self.log_risk - self.options.step_size * losses).log_softmax(0)
             positive = losses > SMALLEST
             if not positive.all():

@@ -12,7 +12,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
-from mtlcli.weighting.losses._positive import SMALLEST, log_of
+from mtlcli.weighting.losses._values import SMALLEST, finite, log_of
 
 
 @loss_weightings.register("igb_v1")
@@ -60,7 +60,7 @@ class IGBv1(LossWeighting):
     def forward(self, step: StepView) -> Tensor:
         """Logs (K,) of the losses, each times its weight."""
         losses = step.losses.detach()
-        if not torch.isfinite(losses).all():
+        if not finite(losses):
             self.count("non-finite losses: the last weights were used")
         elif step.clock.epoch == self.options.base_epoch:
             self.base_steps += 1

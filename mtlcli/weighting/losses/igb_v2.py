@@ -13,7 +13,7 @@ from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
 from mtlcli.weighting.losses._agent import Agent, Replay
-from mtlcli.weighting.losses._positive import SMALLEST, log_of
+from mtlcli.weighting.losses._values import SMALLEST, finite, log_of
 
 
 @loss_weightings.register("igb_v2")
@@ -115,7 +115,7 @@ class IGBv2(LossWeighting):
         if len(self.tasks) > 1:
             losses = step.losses.detach().to(self.before)
             self._follow_rate(step.lr)
-            if torch.isfinite(losses).all():
+            if finite(losses):
                 self._remember(losses, step.clock.epoch)
                 if step.clock.epoch >= self.options.update_after and step.clock.step % self.options.update_every == 0:
                     self._learn()

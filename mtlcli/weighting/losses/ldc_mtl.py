@@ -13,7 +13,7 @@ from mtlcli.registry import loss_weightings
 from mtlcli.search import searched, searched_among
 from mtlcli.weighting.base import LossWeighting, StepView
 from mtlcli.weighting.losses._agent import Nets
-from mtlcli.weighting.losses._positive import SMALLEST, log_of
+from mtlcli.weighting.losses._values import SMALLEST, log_of
 
 TIE = 1e-6  # two losses whose gap is smaller than this part of the largest are even; at the first step, all of them are
 

@@ -12,7 +12,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
-from mtlcli.weighting.losses._positive import SMALLEST, log_of
+from mtlcli.weighting.losses._values import SMALLEST, finite, log_of
 
 
 @loss_weightings.register("stch")
@@ -67,7 +67,7 @@ class STCH(LossWeighting):
         """Logs (K,) of the losses relative to their base, each times its weight."""
         logs = log_of(step.losses, self)
         losses = step.losses.detach()
-        if step.clock.epoch == self.options.warmup_epochs and torch.isfinite(losses).all():
+        if step.clock.epoch == self.options.warmup_epochs and finite(losses):
             self.base_steps += 1
             self.base_total += losses
         if step.clock.epoch <= self.options.warmup_epochs or self.base_steps == 0:
