@@ -13,6 +13,9 @@ Every loss weighting is measured once its later epochs have begun. A round cover
 few steps. The weighting with an agent is measured over 1,000 steps in which it acts and learns, or as many as 20 times
 `--seconds` allow.
 
+Beside Nash-MTL stand `K passes`: a forward pass, K backward passes and the optimiser, without any method. That is the
+bound of what a method that compares gradients at the parameters can reach.
+
 Memory is the most that a step holds beside parameters, data and the graph of its own forward pass, in sizes of the
 trunk's parameters: on the CPU counted from the tensors alive, on CUDA from what the allocator hands out.
 """
@@ -162,6 +165,25 @@ def ours(made: Problem, loss: str, gradient: str, options: dict[str, Any] | None
     return step
 
 
+def passes_step(made: Problem) -> Step:
+    """No more than what a method that compares the gradients of K tasks cannot do without: a forward pass, K backward
+    passes through the trunk, and the optimiser."""
+    optimizer = torch.optim.SGD(made.parameters(), lr=1e-4)
+    shared = list(made.trunk.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        losses = made.losses()[1]
+        for k, (head, loss) in enumerate(zip(made.heads, losses, strict=True)):
+            wanted = [*shared, *head.parameters()]
+            gradients = torch.autograd.grad(loss, wanted, retain_graph=k < len(losses) - 1)
+            for parameter, gradient in zip(wanted, gradients, strict=True):
+                parameter.grad = gradient
+        optimizer.step()
+
+    return step
+
+
 def torchjd_step(made: Problem, method: str) -> Step:
     """The same step through TorchJD."""
     from torchjd import aggregation
@@ -207,6 +229,8 @@ def contestants(method: str) -> dict[str, Contestant]:
             found[anchor] = Contestant(lambda made, wrt=anchor: ours(made, "ew", method, wrt=wrt))  # type: ignore[misc]
     if cls.reads != "nothing" and cls.gives_weights():
         found["every 10"] = Contestant(lambda made: ours(made, "ew", method, every=10), period=10)
+    if method == "nash_mtl":  # the bound of every method at the parameters
+        found["K passes"] = Contestant(passes_step)
     if method in PEERS:
         found["torchjd"] = Contestant(lambda made: torchjd_step(made, method))
     return found
@@ -273,7 +297,7 @@ def measure(method: str, shape: str, device: torch.device, rounds: int, seconds:
     rows: list[dict[str, Any]] = [{"method": method, "way": way, "error": error} for way, error in errors.items()]
     for way in [way for way in runs if way not in ("plain", "torchjd")]:
         row: dict[str, Any] = {"method": method, "way": way, "ms": statistics.median(times[way]), "memory": memory[way]}
-        others = ("plain", "torchjd") if way == "params" else ("plain",)
+        others = ("plain", "torchjd") if way in ("params", "K passes") else ("plain",)
         for other in [other for other in others if other in times]:
             row[f"{other}_ms"], row[f"{other}_memory"] = statistics.median(times[other]), memory[other]
             row[f"times_{other}"] = statistics.median(a / b for a, b in zip(times[way], times[other], strict=True))

@@ -11,6 +11,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL_LOOP = ["--steps", "20", "--rounds", "2", "--batch-size", "16", "--rows", "400"]
+METHODS = ["uw", "igb_v2", "upgrad", "graddrop", "nash_mtl"]
 SMALL_STEPS = ["--quick", "--shapes", "2,8,4", "--rounds", "1", "--seconds", "0"]
 
 
@@ -48,7 +49,7 @@ def test_reading_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 def test_step_cost_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchjd")
-    run("step_cost.py", [*SMALL_STEPS, "--methods", "uw", "igb_v2", "upgrad", "graddrop", "--json"], monkeypatch)
+    run("step_cost.py", [*SMALL_STEPS, "--methods", *METHODS, "--json"], monkeypatch)
     values = json.loads(capsys.readouterr().out)
     rows = {(row["method"], row["way"]): row for row in values["shapes"]["2,8,4"]}
     assert list(rows) == [
@@ -60,10 +61,19 @@ def test_step_cost_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("upgrad", "every 10"),
         ("graddrop", "params"),
         ("graddrop", "representation"),
+        ("nash_mtl", "params"),
+        ("nash_mtl", "representation"),
+        ("nash_mtl", "every 10"),
+        ("nash_mtl", "K passes"),
     ]
     assert all(row["ms"] > 0 and row["plain_ms"] > 0 and row["times_plain"] > 0 for row in rows.values())
-    assert [way for _, way in rows if "times_torchjd" in rows[_, way]] == ["params", "params"]
-    assert [(row["method"], row["K=40"] > 0) for row in values["solvers"]] == [("upgrad", True)]
+    assert [way for _, way in rows if "times_torchjd" in rows[_, way]] == [
+        "params",
+        "params",
+        "params",
+        "K passes",
+    ]
+    assert [(row["method"], row["K=40"] > 0) for row in values["solvers"]] == [("upgrad", True), ("nash_mtl", True)]
     assert rows["uw", ""]["targets"] == {"times_plain": 1.05}
 
 
