@@ -126,8 +126,7 @@ class Balancer:
             ranks=Ranks(),
         )
         self._model = model
-        modules = () if model is None else model.modules()
-        self._buffered = [module for module in modules if any(True for _ in module.buffers(recurse=False))]
+        self._buffered: list[nn.Module] = []  # modules with buffers
         self._count, self._epoch, self._epoch_began = 0, 0, 0
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._view: ClosureStep | None = None
@@ -184,6 +183,8 @@ class Balancer:
             ):
                 if found:
                     raise MtlError(f"Balancer: a parameter was {now} after the Balancer was made; make a new one")
+        if not self._looked and self._model is not None:  # the first forward pass may have made buffers
+            self._buffered = [m for m in self._model.modules() if next(m.buffers(recurse=False), None) is not None]
         clock = Clock(self._count, self._epoch, self._steps_per_epoch, self._epochs)
         self._view = ClosureStep(
             self.tasks,

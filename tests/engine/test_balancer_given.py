@@ -28,6 +28,27 @@ def test_losses_measured_again_have_the_masks_of_those_they_are_compared_with() 
         torch.testing.assert_close(balancer.loss_weighting.logits, torch.zeros(3))
 
 
+class Counting(nn.Module):
+    """Makes a buffer in its first forward pass, and counts in it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "calls"):
+            self.register_buffer("calls", torch.zeros(()))
+        self.calls += 1
+        return x
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_buffers_that_the_first_forward_pass_made_are_put_back(named: bool) -> None:
+    model = net()
+    model.encoder.append(Counting())
+    balancer = balancer_for(model, loss="famo", **({"model": model} if named else {}))
+    for _ in range(2):
+        balancer.backward(task_losses(model)[1], closure=lambda: task_losses(model)[1])
+        balancer.after_step()
+    assert model.encoder[-1].calls == (2 if named else 5)
+
+
 def test_samples_are_scored_with_the_same_masks() -> None:
     """Two masks differ by far more than a step of length 0.001 does."""
     model = net(dropout=0.5)

@@ -207,7 +207,7 @@ def test_rewards_without_a_scale() -> None:
     for i, lr in enumerate((0.1, 0.1, 0.1, 0.1, 0.01, 0.0)):
         method(step_of([2.0, 2.0 - 0.1 * i], i, lr))
     torch.testing.assert_close(method.replay.rows[:2, 4], torch.zeros(2))
-    assert method.scale == 1
+    assert method.progress.scale == 1
 
 
 def test_reward_scale_follows_the_learning_rate() -> None:
@@ -215,7 +215,7 @@ def test_reward_scale_follows_the_learning_rate() -> None:
     found = []
     for i, lr in enumerate((0.0, 0.05, 0.1, 0.1, 0.05, 0.025, 0.0)):  # warm-up, two halvings, the end of a cosine
         method(step_of([1.0, 1.0], i, lr))
-        found.append(method.scale)
+        found.append(method.progress.scale)
     assert found == [1, 1, 1, 1, 2, 4, 4]
 
 

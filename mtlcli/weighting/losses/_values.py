@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -31,9 +31,9 @@ class Kept:
         vars(self).update(copy.deepcopy(state_dict))
 
 
-def finite(losses: Tensor) -> bool:
-    """Whether all losses (K,) are."""
-    return all(map(math.isfinite, losses.tolist()))
+def finite(values: Iterable[float]) -> bool:
+    """Whether all of them are."""
+    return all(map(math.isfinite, values))
 
 
 def softmax(values: Sequence[float]) -> list[float]:

@@ -12,7 +12,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched_among
 from mtlcli.weighting.base import LossWeighting, StepView
-from mtlcli.weighting.losses._values import Kept
+from mtlcli.weighting.losses._values import Kept, finite
 
 
 @loss_weightings.register("cov")
@@ -48,7 +48,7 @@ class CoV(LossWeighting):
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,), each times its weight."""
         losses = step.losses.tolist()
-        if all(map(math.isfinite, losses)):
+        if finite(losses):
             self.statistics.add(losses, self.options.decay)
         else:
             self.count("non-finite losses: the last weights were used")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
-from mtlcli.weighting.losses._values import Kept, softmax
+from mtlcli.weighting.losses._values import Kept, finite, softmax
 
 
 @loss_weightings.register("dwa")
@@ -61,7 +60,7 @@ class DWA(LossWeighting):
         losses, options, history = step.losses.tolist(), self.options, self.history
         if options.window == "epoch":
             history.enter(step.clock.epoch)
-        if all(map(math.isfinite, losses)):
+        if finite(losses):
             history.add(losses, 2 * options.length if options.window == "iterations" else 0)
         if len(history.means) < 2:
             return step.losses

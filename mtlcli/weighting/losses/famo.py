@@ -13,7 +13,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
-from mtlcli.weighting.losses._values import Kept, softmax
+from mtlcli.weighting.losses._values import Kept, finite, softmax
 
 NEAREST = 1e-8  # what a loss is at least above its minimum
 
@@ -87,7 +87,7 @@ class FAMO(LossWeighting):
         """Measure the losses again and move the logits."""
         after = self._gaps(step.probe().per_task)
         gains = [math.log(a) - math.log(b) for a, b in zip(self.before, after, strict=True)]
-        if all(map(math.isfinite, gains)):
+        if finite(gains):
             mean = sum(share * gain for share, gain in zip(self.share, gains, strict=True))
             self.adam.step([share * (gain - mean) for share, gain in zip(self.share, gains, strict=True)])
         else:

@@ -55,7 +55,7 @@ class GO4Align(LossWeighting):
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,), each times its group's weight."""
         losses = step.losses.detach().to(self.log_risk)
-        if finite(losses):
+        if finite(losses.tolist()):
             self.log_risk = (self.log_risk - self.options.step_size * losses).log_softmax(0)
             positive = losses > SMALLEST
             if not positive.all():

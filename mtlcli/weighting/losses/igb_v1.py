@@ -60,7 +60,7 @@ class IGBv1(LossWeighting):
     def forward(self, step: StepView) -> Tensor:
         """Logs (K,) of the losses, each times its weight."""
         losses = step.losses.detach()
-        if not finite(losses):
+        if not finite(losses.tolist()):
             self.count("non-finite losses: the last weights were used")
         elif step.clock.epoch == self.options.base_epoch:
             self.base_steps += 1

@@ -13,7 +13,7 @@ from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
 from mtlcli.weighting.losses._agent import Agent, Replay
-from mtlcli.weighting.losses._values import SMALLEST, finite, log_of
+from mtlcli.weighting.losses._values import SMALLEST, Kept, finite, log_of
 
 
 @loss_weightings.register("igb_v2")
@@ -84,10 +84,8 @@ class IGBv2(LossWeighting):
         self.register_buffer("base_total", torch.zeros(size))
         self.register_buffer("before", torch.zeros(size))
         self.register_buffer("weights", torch.ones(size))
-        # Plain numbers, which need not be fetched from the device to be asked about.
-        self.base_steps = 0  # how many steps `base_total` holds
-        self.linked = False  # whether `before` and `weights` begin a transition
-        self.largest_lr, self.scale = 0.0, 1.0
+        self.progress = Progress(size)
+        self.keep("progress", self.progress)
         if size > 1:
             chosen = self.options
             self.agent = Agent(size, chosen.lr, chosen.discount, chosen.follow, chosen.log_prob, rng)
@@ -99,46 +97,31 @@ class IGBv2(LossWeighting):
         """None: the agent's nets have Adams of their own."""
         return []
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Part of `state_dict()`."""
-        numbers = {name: getattr(self, name) for name in ("base_steps", "linked", "largest_lr", "scale")}
-        return {**super().get_extra_state(), "numbers": numbers}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Counterpart of `get_extra_state`."""
-        super().set_extra_state(state)
-        for name, value in state["numbers"].items():
-            setattr(self, name, value)
-
     def forward(self, step: StepView) -> Tensor:
         """Logs (K,) of the losses, each times its weight."""
         if len(self.tasks) > 1:
             losses = step.losses.detach().to(self.before)
-            self._follow_rate(step.lr)
-            if finite(losses):
+            self.progress.follow_rate(step.lr, self.options.reward_scale == "lr")
+            if finite(losses.tolist()):
                 self._remember(losses, step.clock.epoch)
                 if step.clock.epoch >= self.options.update_after and step.clock.step % self.options.update_every == 0:
                     self._learn()
                 self.weights = self._choose(losses, step.clock.epoch)
-                self.before, self.linked = losses, True
+                self.before, self.progress.linked = losses, True
             else:
                 self.count("non-finite losses: the last weights were used")
-                self.linked = False
+                self.progress.linked = False
         return self.weights * log_of(step.losses, self)
-
-    def _follow_rate(self, lr: float) -> None:
-        self.largest_lr = max(self.largest_lr, lr)
-        if lr > 0 and self.options.reward_scale == "lr":
-            self.scale = self.largest_lr / lr
 
     def _remember(self, losses: Tensor, epoch: int) -> None:
         """Add to the base, or where it is complete to the transitions."""
+        progress = self.progress
         if epoch == self.options.base_epoch:
-            self.base_steps += 1
+            progress.base_steps += 1
             self.base_total += losses
-        elif epoch > self.options.base_epoch and self.base_steps > 0 and self.linked:
-            base = (self.base_total / self.base_steps).clamp(min=SMALLEST)
-            reward = self.scale * ((self.before - losses) / base).amin(0, keepdim=True)
+        elif epoch > self.options.base_epoch and progress.base_steps > 0 and progress.linked:
+            base = (self.base_total / progress.base_steps).clamp(min=SMALLEST)
+            reward = progress.scale * ((self.before - losses) / base).amin(0, keepdim=True)
             self.replay.push(torch.cat([self.before, self.weights, reward, losses]))
 
     def _learn(self) -> None:
@@ -163,3 +146,19 @@ class IGBv2(LossWeighting):
             return weights
         self.count("the agent's weights were not finite: equal weights were used")
         return torch.ones_like(losses)
+
+
+class Progress(Kept):
+    """Plain numbers, which need not be fetched from the device to be asked about."""
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__(num_tasks)
+        self.base_steps = 0  # how many steps the base holds
+        self.linked = False  # whether the losses and weights of the step before begin a transition
+        self.largest_lr, self.scale = 0.0, 1.0  # of the rewards
+
+    def follow_rate(self, lr: float, scaled: bool) -> None:
+        """Remember the largest learning rate; where rewards are `scaled`, scale them by that over `lr`."""
+        self.largest_lr = max(self.largest_lr, lr)
+        if lr > 0 and scaled:
+            self.scale = self.largest_lr / lr

@@ -67,7 +67,7 @@ class STCH(LossWeighting):
         """Logs (K,) of the losses relative to their base, each times its weight."""
         logs = log_of(step.losses, self)
         losses = step.losses.detach()
-        if step.clock.epoch == self.options.warmup_epochs and finite(losses):
+        if step.clock.epoch == self.options.warmup_epochs and finite(losses.tolist()):
             self.base_steps += 1
             self.base_total += losses
         if step.clock.epoch <= self.options.warmup_epochs or self.base_steps == 0:
