@@ -18,6 +18,8 @@ from mtlcli.weighting.base import Clock, Losses, Params
 Given = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 Closure = Callable[[], Given]
 
+UNLABELLED = "where a batch has no label of a task, give 0 * prediction.sum()"
+
 
 class NotPrivate(NamedTuple):
     """Parameters that are said to belong to one task, and do not."""
@@ -213,6 +215,7 @@ class ClosureStep:
                 raise MtlError(
                     f"backward: {what} should hold one entry for each of {', '.join(self.tasks)}; "
                     f"missing: {', '.join(missing) or 'none'}, unknown: {', '.join(map(str, extra)) or 'none'}"
+                    + (f"; {UNLABELLED}" if missing else "")
                 )
             parts: Sequence[Tensor] = [given[task] for task in self.tasks]
         elif isinstance(given, Tensor):
@@ -231,7 +234,8 @@ class ClosureStep:
             for task, part in zip(self.tasks, parts, strict=True):
                 if not part.requires_grad:
                     raise MtlError(
-                        f"backward: the loss of '{task}' has no gradient; compute it without no_grad or detach"
+                        f"backward: the loss of '{task}' has no gradient; compute it without no_grad or detach; "
+                        + UNLABELLED
                     )
         parts = [part.float() if part.dtype in SHORT else part for part in parts]
         roots = [part.mean() if part.ndim else part for part in parts]

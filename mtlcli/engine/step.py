@@ -366,8 +366,8 @@ class Step:
             self.ranks.mean_([gramian])
             gramian /= self.ranks.world
         gramian, weighted = gramian.cpu(), weighted.double().cpu()
-        there = gramian.diagonal() > 0
-        if method.stops_at_zero and self._groups and there.any() and not there.all():
+        there = gramian.diagonal() > 0 if self._groups else (gramian.diagonal() > 0) | (weighted != 0)
+        if method.minds_zeros and there.any() and not there.all():
             found = torch.zeros_like(weighted)
             found[there] = method(gramian[there][:, there], weighted[there]).detach()
         else:

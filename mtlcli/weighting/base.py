@@ -244,9 +244,9 @@ class GradientWeighting(Weighting):
     # Training batches, drawn independently, that it needs beside the one that is trained on: none, or two. With two,
     # the Gramian holds the inner products of the first one's gradients (rows) with the second one's (columns).
     extra_batches: ClassVar[Literal[0, 2]] = 0
-    # Whether one zero gradient takes all the weight. Tasks that do not reach a group of parameters are then left out of
-    # its problem, which would otherwise never move.
-    stops_at_zero: ClassVar[bool] = False
+    # Whether a zero gradient takes weight from the others, up to all of it. A task that says nothing by it is then left
+    # out of the problem: one that has no label in the batch (its loss is 0), or does not reach a group of parameters.
+    minds_zeros: ClassVar[bool] = False
 
     @classmethod
     def gives_weights(cls) -> bool:

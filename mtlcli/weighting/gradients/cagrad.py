@@ -29,6 +29,7 @@ class CAGrad(GradientWeighting):
         which decides the answer for gradients that small. c, r and the factor K, which makes the direction comparable
         to a sum of gradients, follow the code; SimplexLab/TorchJD leaves out r and K. Where g_w is zero (gradients
         cancel) the factor is not unique: the update nearest to the mean gradient is taken, and the event is counted.
+        Tasks without a label in the batch, and with `groups` those that do not reach a group, are left out.
     """
 
     class Options(AnyOptions):
@@ -45,6 +46,7 @@ class CAGrad(GradientWeighting):
         )
 
     reads = "gramian"
+    minds_zeros = True
 
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
         """Weights (K,) > 0. Raises MtlError where the Gramian is not finite."""

@@ -108,6 +108,7 @@ class EMTL(GradientWeighting):
         _, found = cosines(checked(statistic, self.name))
         before = self.lengths.numpy(force=True)
         running = np.where(before > 0, options.ema * before + (1 - options.ema) * found, found)
+        running = np.where(found > 0, running, before)
         self.lengths = answer(running, self.lengths)
         values = losses.numpy(force=True).astype(np.float64)
         usable = found > 0

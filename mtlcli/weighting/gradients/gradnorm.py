@@ -31,10 +31,10 @@ class GradNorm(GradientWeighting):
         2018, arXiv 1711.02257; no code by the authors; LibMTL and SamsungLabs/MTL were compared. Heads train on the
         weighted losses, as in the paper.
     Deviations: gradients at whatever parameters `wrt` names; the paper takes the last shared layer's. The slope is
-        divided by N, so that the scale of the losses does not matter to Adam. Weights never fall below 1e-4; a
-        loss that is not positive counts as 1e-12 and is counted; at the first step it is no base, which the task gets
-        later. Losses are those that this slot receives: with
-        logs of losses in the other slot, r follows the weights alone.
+        divided by N, so that the scale of the losses does not matter to Adam. Weights never fall below 1e-4. A
+        task whose loss is 0, as without a label in the batch, stays out of both means and gets its base later; a
+        negative loss counts as 1e-12 and is counted. Losses are those that this slot receives: with logs of losses in
+        the other slot, r follows the weights alone.
     """
 
     class Options(AnyOptions):
@@ -71,15 +71,16 @@ class GradNorm(GradientWeighting):
         """Weights (K,) > 0. Raises MtlError where the Gramian is not finite."""
         weights = self.weights.clone()
         lengths = answer(cosines(checked(statistic, self.name))[1], weights)
-        if (losses <= 0).any():
-            self.count("a loss was not positive: it counted as 1e-12")
+        if (losses < 0).any():
+            self.count("a loss was negative: it counted as 1e-12")
+        there = (losses != 0).to(weights.device)
         positive = losses.to(weights).clamp(min=SMALLEST_LOSS)
         self.first = torch.where((self.first == 0) & (losses.to(weights) > SMALLEST_LOSS), positive, self.first)
         ratio = torch.where(self.first > 0, positive / self.first, 1)
         sizes = weights * lengths
-        mean = sizes.mean()
+        mean = sizes[there].mean()
         if mean > 0:
-            target = mean * (ratio / ratio.mean()) ** self.options.alpha
+            target = mean * (ratio / ratio[there].mean()) ** self.options.alpha
             self.weights.grad = (sizes - target).sign() * lengths / mean
             self.adam.step()
             self.weights.grad = None

@@ -25,7 +25,8 @@ class MetaBalance(GradientWeighting):
     Source: He et al., MetaBalance: Improving Multi-Task Recommendations via Adapting Gradient Magnitudes of Auxiliary
         Tasks, WWW 2022, arXiv 2203.06801; code facebookresearch/MetaBalance. Heads keep their own gradients.
     Deviations: one norm over all shared parameters; the paper and the code balance each parameter tensor by itself. The
-        code divides by zero for a gradient that was always zero; it gets the weight 1 here.
+        code divides by zero for a gradient that was always zero; it gets the weight 1 here. A gradient of zero, as
+        without a label in the batch, leaves m as it was.
     """
 
     class Options(AnyOptions):
@@ -61,7 +62,8 @@ class MetaBalance(GradientWeighting):
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
         """Weights (K,). Raises MtlError where the Gramian is not finite."""
         found = answer(cosines(checked(statistic, self.name))[1], self.lengths)
-        self.lengths = self.options.beta * self.lengths + (1 - self.options.beta) * found
+        running = self.options.beta * self.lengths + (1 - self.options.beta) * found
+        self.lengths = torch.where(found > 0, running, self.lengths)
         ratio = torch.where(self.lengths > 0, self.lengths[self.main] / self.lengths, 1)
         weights: Tensor = self.options.relax * ratio + 1 - self.options.relax
         return weights.to(statistic)

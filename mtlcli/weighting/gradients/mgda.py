@@ -33,8 +33,8 @@ class MGDA(GradientWeighting):
     Deviations: solved exactly, where the code's Frank-Wolfe search may stop early. The weights sum to 1 as in that
         code; AvivNavon/nash-mtl multiplies them by K, which is a learning rate K times as large. With `normalise` other
         than none the weights found for the divided gradients go to the undivided ones, as in the code: the promise to
-        hurt no task is then lost. A zero gradient takes all the weight, so that such a step does not move; with
-        `groups`, tasks that do not reach a group have no say in it.
+        hurt no task is then lost. A zero gradient takes all the weight, so that such a step does not move; only tasks
+        without a label in the batch, and with `groups` those that do not reach a group, have no say.
     """
 
     class Options(AnyOptions):
@@ -48,7 +48,7 @@ class MGDA(GradientWeighting):
 
     reads = "gramian"
     heads = "weighted"
-    stops_at_zero = True
+    minds_zeros = True
 
     @classmethod
     def refuses(cls, options: AnyOptions) -> Mapping[Trait, str]:

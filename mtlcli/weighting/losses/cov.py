@@ -26,7 +26,9 @@ class CoV(LossWeighting):
     Source: Groenendijk et al., Multi-Loss Weighting with Coefficient of Variations, WACV 2021, arXiv 2009.01717; code
         rickgroen/cov-weighting.
     Deviations: the weights sum to K, so that the learning rate means what it means for equal weights; in the code they
-        sum to 1. Steps with non-finite losses reuse the weights of the step before, and a ratio to zero counts as 1.
+        sum to 1. Steps with non-finite losses reuse the weights of the step before. A loss of exactly 0, as without a
+        label in the batch, is left out of the statistics; a task with fewer than two others has w = 1, and K is the
+        number of the rest then.
     """
 
     class Options(AnyOptions):
@@ -60,24 +62,30 @@ class Statistics(Kept):
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__(num_tasks)
-        self.steps = 0
+        self.steps = [0] * num_tasks  # in which the task had labels
         self.mean_loss, self.mean_ratio = [0.0] * num_tasks, [1.0] * num_tasks
         self.squares = [0.0] * num_tasks  # Welford's sum of squared distances of the ratios from their mean
         self.weights = [1.0] * num_tasks  # of the last step
 
     def add(self, losses: list[float], decay: float | None) -> None:
         """Weights from the steps before this one, then this one's part in the statistics."""
-        if self.steps > 1:
-            spread = [math.sqrt(squares / self.steps + 1e-8) for squares in self.squares]
-            variation = [s / max(abs(mean), 1e-8) for s, mean in zip(spread, self.mean_ratio, strict=True)]
-            whole = sum(variation)
-            self.weights = [len(losses) * v / whole for v in variation]
-        kept = (decay or self.steps / (self.steps + 1)) if self.steps else 0.0
+        variation = {k: self._variation(k) for k, steps in enumerate(self.steps) if steps > 1}
+        whole = sum(variation.values())
+        for k, own in variation.items():
+            self.weights[k] = len(variation) * own / whole
         for k, loss in enumerate(losses):
-            base = self.mean_loss[k]
-            ratio = loss / base if self.steps and base else 1.0
-            mean = kept * self.mean_ratio[k] + (1 - kept) * ratio
-            self.squares[k] += (ratio - self.mean_ratio[k]) * (ratio - mean)
-            self.mean_ratio[k] = mean
-            self.mean_loss[k] = kept * base + (1 - kept) * loss
-        self.steps += 1
+            if loss:
+                self._take(k, loss, decay)
+
+    def _variation(self, k: int) -> float:
+        return math.sqrt(self.squares[k] / self.steps[k] + 1e-8) / max(abs(self.mean_ratio[k]), 1e-8)
+
+    def _take(self, k: int, loss: float, decay: float | None) -> None:
+        steps, base = self.steps[k], self.mean_loss[k]
+        kept = (decay or steps / (steps + 1)) if steps else 0.0
+        ratio = loss / base if base else 1.0
+        mean = kept * self.mean_ratio[k] + (1 - kept) * ratio
+        self.squares[k] += (ratio - self.mean_ratio[k]) * (ratio - mean)
+        self.mean_ratio[k] = mean
+        self.mean_loss[k] = kept * base + (1 - kept) * loss
+        self.steps[k] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
-from mtlcli.weighting.losses._values import Kept, finite, softmax
+from mtlcli.weighting.losses._values import Kept, finite, weights_of
 
 
 @loss_weightings.register("dwa")
@@ -28,8 +29,9 @@ class DWA(LossWeighting):
         lorenmt/mtan.
     Deviations: epochs, as in the paper and in mtan, unless `window: iterations` asks for the windows of 25 steps of
         AvivNavon/nash-mtl; these weigh from step 26 on, against a window still partly filled with ones, and here from
-        the first step with two whole windows. Steps with non-finite losses are left out of the means, and a ratio to
-        zero counts as 1: the task neither rose nor fell.
+        the first step with two whole windows. Steps with non-finite losses are left out of the means, and so is a loss
+        of exactly 0, as without a label in the batch; a task that has no mean for both has w = 1, and K is the number
+        of the others then.
     """
 
     class Options(AnyOptions):
@@ -64,36 +66,41 @@ class DWA(LossWeighting):
             history.add(losses, 2 * options.length if options.window == "iterations" else 0)
         if len(history.means) < 2:
             return step.losses
-        ratios = [last / before if before else 1.0 for before, last in zip(*history.means, strict=True)]
-        shares = softmax([ratio / options.temperature for ratio in ratios])
-        return step.losses.new_tensor([len(shares) * share for share in shares]) * step.losses
+        means = zip(*history.means, strict=True)
+        ratios = [last / before if before and last is not None else None for before, last in means]
+        slow = [None if ratio is None else ratio / options.temperature for ratio in ratios]
+        return step.losses.new_tensor(weights_of(slow, missing=1.0)) * step.losses
 
 
 class History(Kept):
-    """Mean losses of the last two windows."""
+    """Mean losses of the last two windows, over the steps in which a task has labels; None where it had none."""
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__(num_tasks)
-        self.epoch, self.steps = 0, 0
+        self.epoch, self.steps = 0, [0] * num_tasks
         self.total = [0.0] * num_tasks  # of this epoch's steps
         self.recent: list[list[float]] = []  # losses of the last steps, oldest first
-        self.means: list[list[float]] = []  # of the last whole epochs or windows, oldest first
+        self.means: list[list[float | None]] = []  # of the last whole epochs or windows, oldest first
 
     def enter(self, epoch: int) -> None:
         """Close the last epoch if this is another."""
         if epoch != self.epoch:
-            if self.steps:
-                self.means = [*self.means[-1:], [total / self.steps for total in self.total]]
-            self.epoch, self.steps, self.total = epoch, 0, [0.0] * self.num_tasks
+            if any(self.steps):
+                self.means = [*self.means[-1:], _divided(self.total, self.steps)]
+            self.epoch, self.steps, self.total = epoch, [0] * self.num_tasks, [0.0] * self.num_tasks
 
     def add(self, losses: list[float], window: int) -> None:
         """One step's losses (K,): to the epoch, or to the last `window` steps, of which each half is one window."""
         if not window:
-            self.steps += 1
+            self.steps = [steps + bool(loss) for steps, loss in zip(self.steps, losses, strict=True)]
             self.total = [total + loss for total, loss in zip(self.total, losses, strict=True)]
             return
         self.recent = [*self.recent, losses][-window:]
         if len(self.recent) == window:
-            half = window // 2
-            halves = self.recent[:half], self.recent[half:]
-            self.means = [[sum(column) / half for column in zip(*rows, strict=True)] for rows in halves]
+            halves = self.recent[: window // 2], self.recent[window // 2 :]
+            columns = [list(zip(*rows, strict=True)) for rows in halves]
+            self.means = [_divided(map(sum, half), (sum(map(bool, column)) for column in half)) for half in columns]
+
+
+def _divided(totals: Iterable[float], steps: Iterable[int]) -> list[float | None]:
+    return [total / number if number else None for total, number in zip(totals, steps, strict=True)]

@@ -30,9 +30,9 @@ class FAMO(LossWeighting):
         dropout in a closure); 3 K numbers of state.
     Source: Liu et al., FAMO: Fast Adaptive Multitask Optimization, NeurIPS 2023, arXiv 2306.03792; code
         Cranial-XIX/FAMO.
-    Deviations: a loss that is not above its minimum, such as 0 where a batch has no labels of the task, has no gradient
-        and no share in c (counted), and D = 1e-8 in the move of the logits; the code takes the log of whatever is left,
-        and with D = 1e-8 in c no other task would train in that step. The code also shortens the shared gradient to the
+    Deviations: a loss that is not above its minimum, such as 0 where a batch has no labels of the task, stays out of z
+        in that step (counted unless it is 0); the code takes the log of whatever is left, and with D = 1e-8 in c no
+        other task would train in that step. The code also shortens the shared gradient to the
         norm 1 by default: that belongs to the optimiser's clipping here.
     """
 
@@ -69,23 +69,26 @@ class FAMO(LossWeighting):
 
     def forward(self, step: StepView) -> Tensor:
         """Logs (K,) of the losses above their minima, each times its weight."""
-        gaps, now = self._gaps(step.losses), step.unmoved()
-        self.before = gaps if now.roots is step.roots else self._gaps(now.per_task)
-        self.share = softmax(self.adam.values)
+        losses, now = step.losses.tolist(), step.unmoved()
+        gaps = self._gaps(losses)
+        if any(gap <= NEAREST for gap, loss in zip(gaps, losses, strict=True) if loss):
+            self.count("a loss was not above min_losses: its task sat the step out")
+        self.before = gaps if now.roots is step.roots else self._gaps(now.per_task.tolist())
         # 1e-8 in the place of a gap would outweigh all others in the sum.
-        shares = [share if gap > NEAREST else 0.0 for share, gap in zip(self.share, gaps, strict=True)]
-        total = max(sum(share / gap for share, gap in zip(shares, gaps, strict=True)), 1e-30)
+        known = [value if gap > NEAREST else None for value, gap in zip(self.adam.values, gaps, strict=True)]
+        self.share = softmax(known)
+        total = max(sum(share / gap for share, gap in zip(self.share, gaps, strict=True)), 1e-30)
         above = step.losses
         if any(self.min_losses):
             above = above - above.new_tensor(self.min_losses)
-        if not all(shares):
+        if not all(self.share):
             above = above.clamp(min=0)
-        return above.new_tensor([share / total for share in shares]) * (above + NEAREST).log()
+        return above.new_tensor([share / total for share in self.share]) * (above + NEAREST).log()
 
     @torch.no_grad()
     def after_step(self, step: StepView) -> None:
         """Measure the losses again and move the logits."""
-        after = self._gaps(step.probe().per_task)
+        after = self._gaps(step.probe().per_task.tolist())
         gains = [math.log(a) - math.log(b) for a, b in zip(self.before, after, strict=True)]
         if finite(gains):
             mean = sum(share * gain for share, gain in zip(self.share, gains, strict=True))
@@ -93,11 +96,8 @@ class FAMO(LossWeighting):
         else:
             self.count("non-finite losses after the step: the weights stayed")
 
-    def _gaps(self, losses: Tensor) -> list[float]:
-        gaps = [loss - lowest for loss, lowest in zip(losses.tolist(), self.min_losses, strict=True)]
-        if min(gaps) <= 0:
-            self.count("a loss was not above min_losses: no gradient through its log")
-        return [max(gap, 0.0) + NEAREST for gap in gaps]
+    def _gaps(self, losses: list[float]) -> list[float]:
+        return [max(loss - low, 0.0) + NEAREST for loss, low in zip(losses, self.min_losses, strict=True)]
 
 
 class Adam(Kept):

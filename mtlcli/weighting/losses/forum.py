@@ -35,8 +35,9 @@ class FORUM(Bilevel):
     Deviations: a loss weighting cannot send held-out gradients into the model, so the training batch's stand in for
         them, divided by the length of the held-out ones; c, n and the step of a are as published. The code draws both
         batches from the training rows. Its quadratic program goes to a conic solver; here n is eliminated and
-        accelerated gradient descent on the simplex does the rest. Where anything is not finite, the last weights are
-        used and the logits stay (counted).
+        accelerated gradient descent on the simplex does the rest. A held-out loss of exactly 0, as without a label in
+        that batch, stays out of it. Where anything is not finite, the last weights are used and the logits stay
+        (counted).
     """
 
     class Options(AnyOptions):
@@ -78,7 +79,8 @@ class FORUM(Bilevel):
             return self.weights * step.losses
         by_logits = shares * (fallen - shares @ fallen)
         flat = torch.cat([value.flatten() for value in training.values()])
-        held_out = gradients(step, step.probe(batch="held_out").roots)
+        probed = step.probe(batch="held_out")
+        held_out, known = gradients(step, probed.roots), (probed.per_task.detach() != 0).cpu()
         lengths = torch.linalg.vector_norm(held_out, dim=1) + 1e-8
         units = held_out / lengths[:, None]
         size = torch.cat([flat.double(), by_logits]).norm()
@@ -88,9 +90,12 @@ class FORUM(Bilevel):
             return self.weights * step.losses
 
         radius = self.options.rho * float(size)
-        found = aligned_minimum(gramian.cpu().numpy(), along.cpu().numpy(), radius)
-        rate = (step.clock.epoch + 1) ** -0.75
-        self.combination = torch.lerp(self.combination, torch.from_numpy(found).to(self.combination), rate)
+        if known.any():
+            minimum = aligned_minimum(gramian.cpu()[known][:, known].numpy(), along.cpu()[known].numpy(), radius)
+            found = torch.zeros(len(known), dtype=torch.float64)
+            found[known] = torch.from_numpy(minimum)
+            rate = (step.clock.epoch + 1) ** -0.75
+            self.combination = torch.lerp(self.combination, found.to(self.combination), rate)
         combination = self.combination.double()
         push = (combination.sum() * radius - combination @ along).clamp(min=0) / size.clamp(min=1e-150)
         self.descend(push * fallen)

@@ -20,13 +20,15 @@ class GLS(LossWeighting):
     Cost: none.
     Source: Chennupati et al., MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task
         Learning, CVPR Workshops 2019, arXiv 1904.08492; code median-research-group/LibMTL.
-    Deviations: the product is taken over logs, so that it neither overflows nor vanishes. A loss below 1e-12 has no
-        gradient, counts as 1e-12 in the mean and is counted; the code's gradient vanishes for all other tasks then.
+    Deviations: the product is taken over logs, so that it neither overflows nor vanishes. A loss below 1e-12, as
+        without a label in the batch, stays out of the mean and is counted unless it is 0; the code's gradient vanishes
+        for all other tasks then.
     """
 
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,), each times the factor that its gradient gets from the geometric mean."""
         losses = step.losses.detach()
-        logs = log_of(losses, self)
-        factors = (logs.mean() - logs).exp() / len(logs)
-        return torch.where(losses > SMALLEST, factors, 0) * step.losses
+        logs, there = log_of(losses, self), losses > SMALLEST
+        number = there.sum().clamp(min=1)
+        factors = (torch.where(there, logs, 0).sum() / number - logs).exp() / number
+        return torch.where(there, factors, 0) * step.losses

@@ -28,7 +28,7 @@ class GO4Align(LossWeighting):
     Deviations: K-means is solved exactly, for on a line groups are neighbours; the code starts it at random. The number
         of groups has no published default: the code's argument starts at 1, where all tasks share one weight and
         nothing is grouped, and 2 is the least that groups (inference). A task whose loss is below 1e-12 stays out and
-        has no weight (counted). Steps with non-finite losses reuse the weights of the step before.
+        has no weight (counted unless it is 0). Steps with non-finite losses reuse the weights of the step before.
     """
 
     class Options(AnyOptions):
@@ -58,10 +58,10 @@ class GO4Align(LossWeighting):
         if finite(losses.tolist()):
             self.log_risk = (self.log_risk - self.options.step_size * losses).log_softmax(0)
             positive = losses > SMALLEST
-            if not positive.all():
+            if (losses[~positive] != 0).any():
                 self.count("a loss was not positive: its task had no weight")
             there = losses[positive]
-            wanted = (there.sum() / there * self.log_risk.exp()[positive]).tolist()
+            wanted = (there.sum() / there * self.log_risk[positive].softmax(0)).tolist()
             self.weights = torch.zeros_like(losses)
             self.weights[positive] = torch.tensor(group_means(wanted, self.options.groups)).to(losses)
         else:

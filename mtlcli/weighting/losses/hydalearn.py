@@ -35,7 +35,8 @@ class HydaLearn(LossWeighting):
         negative gains count as none (negative: keep lets them stay, divided by the sum of their sizes); where no gain
         of the main task's own step shows, the main task trains alone (counted); heads learn from their own raw losses,
         since a head of weight 0 would never train and its later gains would mean nothing. Gains that are not finite
-        count as none, and where the main task's is not, the weights of the step before stay (counted).
+        count as none, and where the main task's is not, or it has no label in the batch (its loss is 0), the weights of
+        the step before stay (counted).
     """
 
     class Options(AnyOptions):
@@ -95,10 +96,10 @@ class HydaLearn(LossWeighting):
             gains = (
                 self._simulated(gradients, step) if self.options.mode == "simulated" else self._slopes(gradients, step)
             )
-            if gains[self.main].isfinite():
+            if gains[self.main].isfinite() and float(step.losses[self.main].detach()) != 0:
                 self.weights = self._weights_of(gains).to(self.weights)
             else:
-                self.count("the main task's gain was not finite: the last weights were used")
+                self.count("the main task's gain is not known: the last weights were used")
         else:
             self.weights = torch.ones_like(self.weights)
         return self.weights * step.losses
@@ -107,6 +108,8 @@ class HydaLearn(LossWeighting):
     def _simulated(self, gradients: list[Params], step: StepView) -> Tensor:
         """Gains (K,) of a step along each of `gradients`."""
         before = self._main(step, None)
+        if self.options.gain == "loss" and before == 0:  # no label of the main task in that batch
+            before = torch.full_like(before, torch.nan)
         after = [self._main(step, step.move(gradient, -self.options.step)) for gradient in gradients]
         return torch.stack([before - there for there in after]).cpu()
 
@@ -125,6 +128,8 @@ class HydaLearn(LossWeighting):
         target = gradients[self.main]
         if self.options.batch == "held_out":
             loss = step.probe(batch="held_out").per_task[self.main]
+            if loss == 0:  # no label of the main task in that batch
+                loss = loss * torch.nan
             target = restricted(step.gradient(loss, at=step.shared), step.shared)
         size: float = self.options.step
         return size * torch.stack([inner(target, gradient) for gradient in gradients]).cpu()

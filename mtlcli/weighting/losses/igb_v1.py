@@ -12,7 +12,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
-from mtlcli.weighting.losses._values import SMALLEST, finite, log_of
+from mtlcli.weighting.losses._values import Base, finite, log_of, weights_of
 
 
 @loss_weightings.register("igb_v1")
@@ -25,7 +25,8 @@ class IGBv1(LossWeighting):
     Cost: 2 K numbers of state.
     Source: Dai, Fei & Lu, Improvable Gap Balancing for Multi-Task Learning, UAI 2023, arXiv 2307.15429; code
         YanqiDai/IGB4MTL, `ImprovableGapBalancing_v1`, which is followed.
-    Deviations: a loss below 1e-12 has no gradient and is counted; the code returns infinities. Steps with non-finite
+    Deviations: a loss below 1e-12, as without a label in the batch, stays out of D and of the softmax, and K is the
+        number of the others then; it is counted unless it is 0, and the code returns infinities. Steps with non-finite
         losses are left out of D and reuse the weights of the step before.
     """
 
@@ -41,8 +42,6 @@ class IGBv1(LossWeighting):
             json_schema_extra=searched(0, 3),
         )
 
-    base_steps: Tensor  # ()  how many steps `base_total` holds
-    base_total: Tensor  # (K,)  sum of the losses over the base epoch
     weights: Tensor  # (K,)  of the last step
 
     @classmethod
@@ -53,19 +52,17 @@ class IGBv1(LossWeighting):
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
-        self.register_buffer("base_steps", torch.zeros(()))
-        self.register_buffer("base_total", torch.zeros(len(tasks)))
         self.register_buffer("weights", torch.ones(len(tasks)))
+        self.base = Base(len(tasks), self.options.base_epoch)
+        self.keep("base", self.base)
 
     def forward(self, step: StepView) -> Tensor:
         """Logs (K,) of the losses, each times its weight."""
-        losses = step.losses.detach()
-        if not finite(losses.tolist()):
+        losses = step.losses.tolist()
+        if finite(losses):
+            self.base.add(losses, step.clock.epoch)
+            if step.clock.epoch > self.options.base_epoch:
+                self.weights = step.losses.new_tensor(weights_of(self.base.over(losses, losses)))
+        else:
             self.count("non-finite losses: the last weights were used")
-        elif step.clock.epoch == self.options.base_epoch:
-            self.base_steps += 1
-            self.base_total += losses
-        elif step.clock.epoch > self.options.base_epoch and self.base_steps > 0:
-            base = (self.base_total / self.base_steps).clamp(min=SMALLEST)
-            self.weights = len(base) * (losses / base).softmax(0)
         return self.weights * log_of(step.losses, self)

@@ -13,7 +13,7 @@ from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
 from mtlcli.weighting.losses._agent import Agent, Replay
-from mtlcli.weighting.losses._values import SMALLEST, Kept, finite, log_of
+from mtlcli.weighting.losses._values import SMALLEST, Base, Kept, finite, log_of
 
 
 @loss_weightings.register("igb_v2")
@@ -36,8 +36,9 @@ class IGBv2(LossWeighting):
         coordinates), and the softmax has the Jacobian prod(w); its target entropy is 1 - K in place of -K. Rewards are
         scaled by the largest learning rate so far over the current one, as in the code's NYUv2 run (its QM9 run
         overwrites the former by mistake, which is `reward_scale: none`); where the rate is 0, by the last such scale.
-        A loss below 1e-12 has no gradient and is counted. A step with non-finite losses reuses the last weights and
-        enters no transition. With one task nothing is learned and w = 1.
+        A loss below 1e-12, as without a label in the batch, has no gradient and is counted unless it is 0; the agent
+        goes on seeing the task's last loss, and the reward is taken over the others. A step with non-finite losses
+        reuses the last weights and enters no transition. With one task nothing is learned and w = 1.
     """
 
     class Options(AnyOptions):
@@ -68,8 +69,7 @@ class IGBv2(LossWeighting):
         )
         log_prob: Literal["official", "corrected"] = Field("official", description="Which density of an action to use.")
 
-    base_total: Tensor  # (K,)  sum of the losses over the base epoch
-    before: Tensor  # (K,)  losses of the step before
+    before: Tensor  # (K,)  losses of the step before, or whenever a task last had labels
     weights: Tensor  # (K,)  of the last step
 
     @classmethod
@@ -81,10 +81,10 @@ class IGBv2(LossWeighting):
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
         size = len(tasks)
-        self.register_buffer("base_total", torch.zeros(size))
         self.register_buffer("before", torch.zeros(size))
         self.register_buffer("weights", torch.ones(size))
-        self.progress = Progress(size)
+        self.base, self.progress = Base(size, self.options.base_epoch), Progress(size)
+        self.keep("base", self.base)
         self.keep("progress", self.progress)
         if size > 1:
             chosen = self.options
@@ -100,28 +100,30 @@ class IGBv2(LossWeighting):
     def forward(self, step: StepView) -> Tensor:
         """Logs (K,) of the losses, each times its weight."""
         if len(self.tasks) > 1:
-            losses = step.losses.detach().to(self.before)
+            losses, values = step.losses.detach().to(self.before), step.losses.tolist()
             self.progress.follow_rate(step.lr, self.options.reward_scale == "lr")
-            if finite(losses.tolist()):
-                self._remember(losses, step.clock.epoch)
+            if finite(values):
+                if min(values) <= SMALLEST:
+                    losses = torch.where(losses > SMALLEST, losses, self.before)
+                self.base.add(values, step.clock.epoch)
+                self._remember(losses, values, step.clock.epoch)
                 if step.clock.epoch >= self.options.update_after and step.clock.step % self.options.update_every == 0:
                     self._learn()
                 self.weights = self._choose(losses, step.clock.epoch)
-                self.before, self.progress.linked = losses, True
+                self.before = losses
+                self.progress.follow(values)
             else:
                 self.count("non-finite losses: the last weights were used")
                 self.progress.linked = False
         return self.weights * log_of(step.losses, self)
 
-    def _remember(self, losses: Tensor, epoch: int) -> None:
-        """Add to the base, or where it is complete to the transitions."""
+    def _remember(self, losses: Tensor, values: list[float], epoch: int) -> None:
+        """Add a transition to these losses (K,), unless no task can tell how it went."""
         progress = self.progress
-        if epoch == self.options.base_epoch:
-            progress.base_steps += 1
-            self.base_total += losses
-        elif epoch > self.options.base_epoch and progress.base_steps > 0 and progress.linked:
-            base = (self.base_total / progress.base_steps).clamp(min=SMALLEST)
-            reward = progress.scale * ((self.before - losses) / base).amin(0, keepdim=True)
+        gains = self.base.over([last - now for last, now in zip(progress.last, values, strict=True)], values)
+        known = [gain for gain, last in zip(gains, progress.last, strict=True) if gain is not None and last]
+        if epoch > self.options.base_epoch and progress.linked and known:
+            reward = losses.new_tensor([progress.scale * min(known)])
             self.replay.push(torch.cat([self.before, self.weights, reward, losses]))
 
     def _learn(self) -> None:
@@ -153,9 +155,14 @@ class Progress(Kept):
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__(num_tasks)
-        self.base_steps = 0  # how many steps the base holds
+        self.last = [0.0] * num_tasks  # losses whenever a task last had labels; 0 before it
         self.linked = False  # whether the losses and weights of the step before begin a transition
         self.largest_lr, self.scale = 0.0, 1.0  # of the rewards
+
+    def follow(self, losses: list[float]) -> None:
+        """Remember the losses (K,) of a step whose weights begin a transition."""
+        self.last = [now if now > SMALLEST else last for now, last in zip(losses, self.last, strict=True)]
+        self.linked = True
 
     def follow_rate(self, lr: float, scaled: bool) -> None:
         """Remember the largest learning rate; where rewards are `scaled`, scale them by that over `lr`."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.weighting.base import LossWeighting, StepView
+from mtlcli.weighting.losses._values import seen
 
 
 @loss_weightings.register("imtl_l")
@@ -19,7 +20,7 @@ class IMTLL(LossWeighting):
     Cost: K parameters.
     Source: Liu et al., Towards Impartial Multi-task Learning, ICLR 2021; code median-research-group/LibMTL, which has
         it only together with the part that balances gradients.
-    Deviations: none.
+    Deviations: where a loss is exactly 0, as without a label in the batch, s has no gradient; it would grow for good.
     """
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
@@ -28,4 +29,5 @@ class IMTLL(LossWeighting):
 
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,), scaled, less the logs of their scales."""
-        return self.log_scales.exp() * step.losses - self.log_scales
+        own = seen(self.log_scales, step.losses)
+        return own.exp() * step.losses - own

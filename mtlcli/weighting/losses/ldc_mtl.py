@@ -33,8 +33,8 @@ class LDCMTL(LossWeighting):
     Deviations: the code's dense runs compute weights from the model's features, which a loss weighting does not see;
         `router: network` reads the losses in their place (inference). Neighbours are tasks next to each other in the
         order of their names, so that the order of a list of tasks does not matter. The first step's losses stay the
-        base; in the code's QM9 run they are taken anew each epoch. A task whose loss is not positive then, as without
-        a label in the batch, gets its base later. A log below 1e-12 has no gradient and is counted.
+        base; in the code's QM9 run they are taken anew each epoch. A task whose loss is below 1e-12, as without a label
+        in the batch, stays out of both sums in that step, and gets its base later if it has none.
     """
 
     class Options(AnyOptions):
@@ -77,15 +77,20 @@ class LDCMTL(LossWeighting):
             relative = step.losses * (base.min() / base) if self.options.normalise == "ratio" else step.losses
 
         weights = self._weights((losses.clamp(min=SMALLEST) / base).log())
-        weighted = (weights * relative.detach())[self.by_name]
+        there = ~(losses <= SMALLEST)
+        order = self.by_name[there[self.by_name]]
+        if not len(order):
+            return step.losses
+        weighted = (weights * relative.detach())[order]
         gaps = weighted[:-1] - weighted[1:]
         gaps = torch.where(gaps.abs() > TIE * weighted.detach().abs().max(), gaps, 0)
-        objective = weighted.sum() / weights.sum().detach() + self.options.penalty * gaps.abs().sum()
+        whole = weights.detach()[order].sum()
+        objective = weighted.sum() / whole + self.options.penalty * gaps.abs().sum()
 
         signs = torch.zeros_like(losses)
-        signs[self.by_name[:-1]] += gaps.detach().sign()
-        signs[self.by_name[1:]] -= gaps.detach().sign()
-        factors = weights.detach() * (1 / weights.sum().detach() + self.options.penalty * signs)
+        signs[order[:-1]] += gaps.detach().sign()
+        signs[order[1:]] -= gaps.detach().sign()
+        factors = torch.where(there, weights.detach() * (1 / whole + self.options.penalty * signs), 0)
         shares: Tensor = factors * relative + (objective - objective.detach()) / len(losses)
         return shares
 

@@ -30,7 +30,8 @@ class MOML(Bilevel):
         faster form for one inner step in Baijiong-Lin/FORUM (`train_MOML`), which is followed.
     Deviations: the weights sum to K in the step that is taken, so that the learning rate means what it means for equal
         weights; in the code they sum to 1. That code trains the model on both batches, here on the training batch.
-        The shortest combination is found exactly. Where a slope is not finite, the weights stay (counted).
+        The shortest combination is found exactly; held-out losses that are 0 for want of labels stay out of it. Where a
+        slope is not finite, the weights stay (counted).
     """
 
     class Options(AnyOptions):
@@ -55,14 +56,15 @@ class MOML(Bilevel):
         size: float = self.options.inner_lr
         trained = gradients(step, step.roots)
         there = step.move(as_params(self.shares().to(trained) @ trained, step), -size)
-        held_out = gradients(step, step.probe(there, "held_out").roots, there)
+        probed = step.probe(there, "held_out")
+        held_out = gradients(step, probed.roots, there)[probed.per_task.detach() != 0]
         slopes = -size * held_out.double() @ trained.double().T
-        self.descend(self._combined(slopes) if torch.isfinite(slopes).all() else slopes[0] * torch.nan)
+        self.descend(self._combined(slopes) if torch.isfinite(slopes).all() else self.logits * torch.nan)
         return len(self.tasks) * self.shares() * step.losses
 
     def _combined(self, slopes: Tensor) -> Tensor:
-        """Slopes (K, K) of the held-out losses with respect to the shares -> one slope (K,)."""
-        if self.options.aggregate == "even":
+        """Slopes (T, K) of T held-out losses with respect to the shares -> one slope (K,)."""
+        if self.options.aggregate == "even" or not len(slopes):
             return slopes.sum(0)
         shares = self.shares().to(slopes)
         rows = shares * (slopes - slopes @ shares[:, None])

@@ -18,7 +18,8 @@ class SI(LossWeighting):
     Cost: none.
     Source: the baseline of Navon et al., Multi-Task Learning as a Bargaining Game, ICML 2022, arXiv 2202.01017; code
         AvivNavon/nash-mtl, `ScaleInvariantLinearScalarization`.
-    Deviations: a loss below 1e-12 has no gradient and is counted; the code returns infinities.
+    Deviations: a loss below 1e-12 has no gradient and is counted, unless it is 0 as without a label in the batch; the
+        code returns infinities.
     """
 
     scale_free = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
-from mtlcli.weighting.losses._values import SMALLEST, finite, log_of
+from mtlcli.weighting.losses._values import Base, finite, log_of, weights_of
 
 
 @loss_weightings.register("stch")
@@ -27,8 +28,9 @@ class STCH(LossWeighting):
     Source: Lin et al., Smooth Tchebycheff Scalarization for Multi-Objective Optimization, ICML 2024, arXiv 2402.19078;
         code Xi-L/STCH (STCH_MTL), as median-research-group/LibMTL has it. There the ideal point is 0 and the
         preferences are equal.
-    Deviations: a loss below 1e-12 has no gradient and is counted; the code adds 1e-20. Steps with non-finite losses are
-        left out of n.
+    Deviations: a loss below 1e-12, as without a label in the batch, stays out of n and of the sum, and K is the number
+        of the others then; it is counted unless it is 0, and the code adds 1e-20. Steps with non-finite losses are left
+        out of n.
     """
 
     scale_free = True
@@ -49,9 +51,6 @@ class STCH(LossWeighting):
             json_schema_extra=searched(0, 4),
         )
 
-    base_steps: Tensor  # ()  how many steps `base_total` holds
-    base_total: Tensor  # (K,)  sum of the losses over the base epoch
-
     @classmethod
     def begins(cls, options: AnyOptions) -> int:
         """The one after the base."""
@@ -60,18 +59,17 @@ class STCH(LossWeighting):
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
-        self.register_buffer("base_steps", torch.zeros(()))
-        self.register_buffer("base_total", torch.zeros(len(tasks)))
+        self.base = Base(len(tasks), self.options.warmup_epochs)
+        self.keep("base", self.base)
 
     def forward(self, step: StepView) -> Tensor:
         """Logs (K,) of the losses relative to their base, each times its weight."""
-        logs = log_of(step.losses, self)
-        losses = step.losses.detach()
-        if step.clock.epoch == self.options.warmup_epochs and finite(losses.tolist()):
-            self.base_steps += 1
-            self.base_total += losses
-        if step.clock.epoch <= self.options.warmup_epochs or self.base_steps == 0:
+        logs, losses = log_of(step.losses, self), step.losses.tolist()
+        if finite(losses):
+            self.base.add(losses, step.clock.epoch)
+        if step.clock.epoch <= self.options.warmup_epochs:
             return logs
-        relative = logs - (self.base_total / self.base_steps).clamp(min=SMALLEST).log()
-        weights: Tensor = len(logs) * (relative.detach() / self.options.mu).softmax(0)
-        return weights * relative
+        relative = [None if value is None else math.log(value) for value in self.base.over(losses, losses)]
+        weights = weights_of([None if value is None else value / self.options.mu for value in relative])
+        bases = [0.0 if value is None else math.log(loss) - value for loss, value in zip(losses, relative, strict=True)]
+        return logs.new_tensor(weights) * (logs - logs.new_tensor(bases))

@@ -10,6 +10,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
+from mtlcli.weighting.losses._values import seen
 
 
 @loss_weightings.register("uw")
@@ -24,7 +25,8 @@ class UW(LossWeighting):
         losses.
     Deviations: one form for all losses, as AvivNavon/nash-mtl and median-research-group/LibMTL have it; the paper
         derives L / sigma^2 without the 2 for classification. Both start s apart: 0 in the former, as here, and -0.5 in
-        the latter.
+        the latter. Where a loss is exactly 0, as without a label in the batch, s has no gradient: labels that were not
+        seen have no likelihood.
     """
 
     class Options(AnyOptions):
@@ -40,4 +42,5 @@ class UW(LossWeighting):
 
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,), divided by twice their variances, plus half of the log-variances."""
-        return step.losses / (2 * self.log_variances.exp()) + self.log_variances / 2
+        own = seen(self.log_variances, step.losses)
+        return step.losses / (2 * own.exp()) + own / 2
