@@ -30,7 +30,8 @@ class Toy(Dataset):
         missing: float = Field(0.3, ge=0, lt=1, description="share of missing labels in two of the tasks")
         scale: float = Field(1.0, description="factor on the labels of `amount`")
         break_at: int | None = Field(None, description="training row whose `amount` is infinite")
-        constant: Literal["none", "test"] = Field("none", description="split in which `yes` is always 0")
+        constant: Literal["none", "val", "test"] = Field("none", description="split in which `yes` is always 0")
+        unlabelled: Literal["none", "val"] = Field("none", description="split without labels")
 
     def load(self) -> MultiTaskData:
         options: Any = self.options
@@ -52,6 +53,10 @@ class Toy(Dataset):
                 amount[options.break_at] = torch.inf
             if name == options.constant:
                 yes.zero_()
+            if name == options.unlabelled:
+                yes.fill_(-1)
+                which.fill_(-1)
+                amount.fill_(torch.nan)
             targets = {"yes": yes, "which": which, "amount": amount}
             splits[name] = Split({"numeric": numeric, "categorical": category}, targets)
         tasks = (

@@ -1,4 +1,4 @@
-"""A finished run, read back: its scores, its cost and its recipe as plain values."""
+"""Finished runs, read back: their scores, their cost and their recipes as plain values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlcli import yamlfile
-from mtlcli.comparison.improvement import Metric
+from mtlcli.comparison.improvement import Metric, Values
 from mtlcli.errors import MtlError
 from mtlcli.runs import Run
 from mtlcli.yamlfile import flatten
@@ -43,6 +43,17 @@ class Finished:
         """What its result follows from but the seed: runs that share it are seeds of one method."""
         rest = {k: v for k, v in self.settings.items() if k not in ("train.seed", *NO_EFFECT) and not _is_neutral(v)}
         return repr(sorted(rest.items()))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one method reached with one seed: a run, or a set of single-task runs taken together."""
+
+    seed: int
+    values: Values
+    cost: Mapping[str, float | None]
+    counts: Mapping[str, int]  # solver fallbacks by event
+    runs: tuple[Path, ...]
 
 
 def read_runs(paths: Sequence[Path]) -> list[Finished]:

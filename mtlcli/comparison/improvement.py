@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-ROUNDING = 1e-12  # relative: differences below it come from the arithmetic, not from the runs
+ROUNDING = 1e-6  # relative: differences below it come from the arithmetic of scores, which is float32 in part
 Metric = tuple[str, str]  # task, metric
 Values = Mapping[Metric, float | None]  # of one method with one seed; None where a metric is undefined
 About = Mapping[Metric, Mapping[str, Any]]  # `higher_is_better` by metric

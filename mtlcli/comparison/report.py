@@ -6,12 +6,11 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtlcli.comparison import significance
-from mtlcli.comparison.finished import Finished, differing
+from mtlcli.comparison import remarks, significance
+from mtlcli.comparison.finished import Finished, Outcome, differing
 from mtlcli.comparison.improvement import About, Metric, Values, baseline_means, delta_m, delta_p, mean_ranks
 from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.runs import SCHEMA_VERSION
@@ -19,17 +18,6 @@ from mtlcli.yamlfile import show
 
 SINGLE_TASK = "single_task"
 _COSTS = ("seconds", "step_ms_median", "peak_mib", "backward_passes_per_step")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one method reached with one seed: a run, or a set of single-task runs taken together."""
-
-    seed: int
-    values: Values
-    cost: Mapping[str, float | None]
-    counts: Mapping[str, int]  # solver fallbacks by event
-    runs: tuple[Path, ...]
 
 
 def report(
@@ -85,7 +73,8 @@ def report(
         for method, found in outcomes.items()
     ]
     _test(rows, tested, about)
-    notes += _caveats(joint, outcomes, tuning) + _undefined(outcomes, about, base) + _verdicts(rows, tested)
+    notes += remarks.caveats(joint, outcomes, tuning) + remarks.unchosen(runs)
+    notes += remarks.undefined(outcomes, about, base) + remarks.verdicts(rows, tested)
     _add_failures(rows, failures)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -139,7 +128,8 @@ def _same_data(runs: Sequence[Finished]) -> None:
                 f"these runs saw different data and cannot be compared:\n"
                 f"  {first.path}: {first.result['dataset']}, {first.result['fingerprint']}\n"
                 f"  {run.path}: {run.result['dataset']}, {run.result['fingerprint']}\n"
-                f"Rows, features, splits or label definitions differ; compare them with `mtl check`"
+                f"Rows, features, splits or label definitions differ; compare them with `mtl check`. Where the data "
+                "have changed since, train into another folder (--out), or remove the older runs"
             )
 
 
@@ -325,69 +315,3 @@ def _place(path: Path, folder: Path | None) -> str:
     full = Path(os.path.abspath(path))
     above = Path(os.path.abspath(folder)) if folder is not None else None
     return full.relative_to(above).as_posix() if above is not None and full.is_relative_to(above) else str(full)
-
-
-# -- what a reader should know -----------------------------------------------------------------------------------------
-
-
-def _caveats(
-    joint: Sequence[Finished],
-    outcomes: Mapping[str, Sequence[Outcome]],
-    tuning: Mapping[str, Mapping[str, Any]] | None,
-) -> list[str]:
-    searched = {key for study in (tuning or {}).values() for key in study["searched"]}
-    notes = []
-    if tuning:
-        trials = max(study["trials"] for study in tuning.values())
-        notes.append(
-            f"the learning rate and the options of each method were tuned, with {trials} trials for every method; "
-            "values were chosen on val, never on test"
-        )
-    if any(len(found) == 1 for found in outcomes.values()):
-        notes.append("a method with one seed has no known spread (std is null)")
-    if len({tuple(sorted(o.seed for o in found)) for found in outcomes.values()}) > 1:
-        notes.append("not every method has the same seeds")
-    settings = [{key: value for key, value in run.settings.items() if key not in searched} for run in joint]
-    other = [key for key in differing(settings) if not key.startswith("weighting.")]
-    if other:
-        notes.append(f"these runs differ in more than the method and the seed: {', '.join(other)}")
-    return notes
-
-
-def _undefined(outcomes: Mapping[str, Sequence[Outcome]], about: About, base: Mapping[Metric, float]) -> list[str]:
-    """Where a metric has no value, and what follows. A baseline without any was noted with the baseline itself."""
-    notes = []
-    for metric in about:
-        lacking = {m: sorted(o.seed for o in found if o.values.get(metric) is None) for m, found in outcomes.items()}
-        lacking = {method: seeds for method, seeds in lacking.items() if seeds}
-        same = {tuple(seeds) for seeds in lacking.values()}
-        everywhere = all(len(seeds) == len(outcomes[method]) for method, seeds in lacking.items())
-        if not lacking or (base and metric not in base) or (len(lacking) == len(outcomes) and everywhere):
-            continue
-        if len(lacking) == len(outcomes) and len(same) == 1:
-            where = f"in every run with seed {', '.join(map(str, same.pop()))}"
-        else:
-            where = "in runs of " + ", ".join(
-                method if len(seeds) == len(outcomes[method]) else f"{method} (seed {', '.join(map(str, seeds))})"
-                for method, seeds in lacking.items()
-            )
-        notes.append(f"{'.'.join(metric)} is undefined {where}" + (": these have no delta_m, delta_p" if base else ""))
-    return notes
-
-
-def _verdicts(rows: Sequence[Mapping[str, Any]], reference: str | None) -> list[str]:
-    """What the tests say about whole methods, and where they could not say anything."""
-    notes = []
-    others = [row for row in rows if row["method"] != reference]
-    verdicts = {r["method"]: [m["versus"] for task in r["tasks"].values() for m in task.values()] for r in others}
-    alike = [method for method, found in verdicts.items() if set(found) == {significance.WITHIN_SPREAD}]
-    if alike:
-        notes.append(f"no metric differs from {reference} by more than the spread over seeds: {', '.join(alike)}")
-    seeds = max(len(row["seeds"]) for row in rows)
-    needed = significance.seeds_needed(len(others))
-    if reference and significance.LEAST_FOR_WILCOXON <= seeds < needed:
-        notes.append(
-            f"{seeds} seeds are too few for Wilcoxon's test to find anything among {len(others)} methods after Holm's "
-            f"correction; {needed} are enough"
-        )
-    return notes

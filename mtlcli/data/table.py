@@ -51,8 +51,9 @@ class OwnTable(Dataset):
     (`test_path`).
 
     Streams: a table whose rows take more than `memory_mib` is read block by block in every epoch, in an order drawn
-    anew, and shuffled within `shuffle_rows` rows. Which split a row belongs to then follows from a hash of the seed
-    and its number or key, so that shares hold on average, and medians come from a sample of 100,000 training rows.
+    anew, and shuffled within `shuffle_rows` rows; `stream` decides otherwise. Which split a row belongs to then follows
+    from a hash of the seed and its number or key, so that shares hold on average, and medians come from a sample of
+    100,000 training rows.
     In memory at a time, never all rows: two blocks, each of 65,536 rows or 2,097,152 values at most (or 1,024 rows; of
     text, 16 MiB), besides what it takes to decode one, for Parquet its row groups; and the rows that are shuffled,
     `shuffle_rows` x (4 bytes an input, 1 to 4 a label).
@@ -74,7 +75,8 @@ class OwnTable(Dataset):
         missing: list[str] = Field(MISSING, description="texts that stand for a missing value")
         on_error: Literal["stop", "skip"] = Field("stop", description="at a bad row; skip leaves it out, and counts")
         stream: Literal["auto"] | bool = Field("auto", description="read blocks, instead of holding all rows")
-        memory_mib: int | None = Field(None, ge=1, description="auto streams beyond; null: half of what is available")
+        # Not what is free at the moment: a stream has other splits, and a run must find its own again.
+        memory_mib: int = Field(4096, ge=1, description="rows that take more are streamed, with stream: auto")
         shuffle_rows: int = Field(131_072, ge=1, description="rows that a stream shuffles at a time")
 
     options: Options
@@ -86,8 +88,7 @@ class OwnTable(Dataset):
         test = None
         if split.test_path is not None:
             test = Source.at(split.test_path, options.missing, list(source.decimal_commas))
-        most = available_mib() / 2 if options.memory_mib is None else options.memory_mib
-        stream = source.decoded_mib > most if options.stream == "auto" else options.stream
+        stream = source.decoded_mib > options.memory_mib if options.stream == "auto" else options.stream
         wanted = Wanted(
             tasks=options.tasks,
             features=None if options.features == "auto" else options.features,
@@ -101,6 +102,8 @@ class OwnTable(Dataset):
         found = table.gather(keep=not stream)
         check_sizes(split, dict(zip(SPLITS, found.profile.rows.tolist(), strict=True)))
         fitted, uses, notes = table.fit(found)
+        if not stream and source.decoded_mib > available_mib() / 2:
+            notes = [*notes, _too_large(source.decoded_mib)]
         splits: Mapping[str, Any] = _resident(found, fitted, split)
         if stream:
             splits = streamed(table, found, fitted, options.shuffle_rows)
@@ -187,6 +190,13 @@ def _unseen(column: str, count: int, rows: int, example: str | None) -> str:
     if example is None:
         what = "no value, where every training row had one"
     return f"column '{column}': {count:,} of {how_many(rows, 'row')} {hold} {what}"
+
+
+def _too_large(mib: float) -> str:
+    return (
+        f"the rows take about {mib:,.0f} MiB, more than half of what is available; data.stream: true reads them block "
+        "by block instead (its splits are other ones)"
+    )
 
 
 def _resident(found: Gathered, fitted: Fitted, options: SplitOptions) -> dict[str, Split]:

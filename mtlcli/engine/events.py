@@ -46,7 +46,7 @@ class StepDone(Event):
 
     step: int
     epoch: int
-    losses: dict[str, float]
+    losses: dict[str, float | None]  # None where the batch held no label of the task
     weights: dict[str, float]
     lr: float
     step_ms: float
@@ -86,7 +86,7 @@ class EpochDone(Event):
 
     epoch: int
     step: int
-    losses: dict[str, float]  # means over the epoch's steps
+    losses: dict[str, float | None]  # means over the epoch's steps that had labels of the task
     weights: dict[str, float]
     val: dict[str, Any]  # per task: loss and metrics, as in result.json
     score: float | None

@@ -6,11 +6,9 @@ import io
 import resource
 import statistics
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from mtlcli import fitting
 from mtlcli.data.base import Batch, Loader
+from mtlcli.engine.checkpoints import in_short, load_model, read_checkpoint
 from mtlcli.engine.evaluate import TaskScore, evaluate
 from mtlcli.engine.events import Diagnostics, EpochDone, Event, Finished, Started, StepDone, Warned
 from mtlcli.engine.prepare import Prepared, scale_warning, step_for
@@ -69,7 +68,8 @@ class Fit:
         self.passes = 0
         self.step_ms: list[float] = []
         self.peak_mib = 0.0
-        self._sums = torch.zeros(2, len(self.tasks), dtype=torch.float64)  # losses and weights over the epoch so far
+        # Over the epoch so far: losses, in how many steps there were any, and weights.
+        self._sums = torch.zeros(3, len(self.tasks), dtype=torch.float64)
         self._pending: list[Report] = []
         self._gramians: list[tuple[int, Tensor]] = []  # of steps since the last flush, for diagnostics
         self._saved_step: int | None = None
@@ -129,7 +129,10 @@ class Fit:
                 mark = time.perf_counter()
             if stop and not last:
                 raise Interrupted
-        yield self._end_epoch(epoch, before, begun)
+        done = self._end_epoch(epoch, before, begun)
+        if done.score is None and epoch == 0:
+            yield Warned(self.selection.silent(done.val))
+        yield done
         if self.ranks.any(self.stop()):
             raise Interrupted
 
@@ -155,7 +158,13 @@ class Fit:
         every = self.recipe.train.diagnostics_every
         if every is not None and self.step % every == 0:
             self._gramians.append((self.step, self.step_function.gramian(view)))
-        report = self.step_function.backward(view, view.cut)
+        try:
+            report = self.step_function.backward(view, view.cut)
+        except TrainingError as error:
+            # Steps whose losses nobody has looked at yet may say more than the gradients do.
+            last = Report(view.losses.detach(), torch.ones(len(self.tasks)), 0)
+            self._check(self._values([*self._pending, last]), self.step - len(self._pending))
+            raise TrainingError(f"step {self.step} (epoch {epoch}): {error}. {self._saved}") from None
         if self.recipe.train.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.clip_norm)
         self.optimizer.step()
@@ -166,23 +175,16 @@ class Fit:
 
     def _flush(self, epoch: int, mark: float, record: bool) -> Iterator[Event]:
         """Bring the losses of the last steps to the CPU, in one transfer; check and record them."""
-        values = torch.stack([torch.stack((r.losses, r.weights.to(r.losses))) for r in self._pending]).double().cpu()
+        values = self._values(self._pending)
         first = self.step - len(self._pending)
         self._pending.clear()
-        bad = (~values[:, 0].isfinite()).nonzero()
-        if len(bad):
-            row, k = (int(i) for i in bad[0])
-            saved = f"{self.run.last} (step {self._saved_step})" if self._saved_step is not None else "none"
-            raise TrainingError(
-                f"task '{self.tasks[k].name}': its loss became {float(values[row, 0, k])} at step {first + row} "
-                f"(epoch {epoch}). The last good checkpoint is {saved}. What helps: a smaller optimizer.lr, "
-                f"train.clip_norm, or a look at the labels of '{self.tasks[k].name}'"
-            )
-        self._sums += values.sum(0)
+        self._check(values, first)
+        there = (values[:, 0] != 0) | torch.tensor([task.name in self.complete for task in self.tasks])
+        self._sums += torch.stack((values[:, 0].sum(0), there.sum(0), values[:, 1].sum(0)))
         ms = 1e3 * (time.perf_counter() - mark) / len(values)
         if first > 0:  # the first step pays for allocations and kernels
             self.step_ms.append(ms)
-        losses, weights = (self._by_task(row) for row in values[-1])
+        losses = self._means(values[-1, 0], there[-1])
         if first == 0:
             message = scale_warning(self._by_task(values[0, 0]))
             if message:
@@ -193,19 +195,43 @@ class Fit:
         self._gramians.clear()
         if record:
             lr = float(self.optimizer.param_groups[0]["lr"])
-            yield StepDone(self.step - 1, epoch, losses, weights, lr, ms)
+            yield StepDone(self.step - 1, epoch, losses, self._by_task(values[-1, 1]), lr, ms)
+
+    def _values(self, reports: Sequence[Report]) -> Tensor:
+        """Losses and weights (steps, 2, K) on the CPU."""
+        return torch.stack([torch.stack((r.losses, r.weights.to(r.losses))) for r in reports]).double().cpu()
+
+    def _check(self, values: Tensor, first: int) -> None:
+        """Raise TrainingError where a loss or weight (steps, 2, K) of the steps from `first` on is not finite."""
+        bad = (~values.isfinite()).nonzero()
+        if not len(bad):
+            return
+        row, what, k = (int(i) for i in bad[0])
+        task, found, step = self.tasks[k].name, float(values[row, what, k]), first + row
+        when = f"became {found} at step {step} (epoch {step // len(self.loader)})"
+        if what:
+            raise TrainingError(f"task '{task}': its weight under '{self.recipe.method}' {when}. {self._saved}")
+        raise TrainingError(
+            f"task '{task}': its loss {when}. {self._saved}. What helps: a smaller optimizer.lr, train.clip_norm, or "
+            f"a look at the labels of '{task}'"
+        )
+
+    @property
+    def _saved(self) -> str:
+        saved = f"{self.run.last} (step {self._saved_step})" if self._saved_step is not None else "none"
+        return f"The last good checkpoint is {saved}"
 
     def _end_epoch(self, epoch: int, before: float, begun: float) -> EpochDone:
         prepared = self.prepared
         val = evaluate(self.model, self.tasks, prepared.data.splits["val"], prepared.metrics, prepared.autocast)
         score = self.selection.score(val, epoch)
         self.schedule.end_epoch(score)
-        best = self.best["epoch"] is None or (
-            score is not None and (self.best["score"] is None or score > self.best["score"])
-        )
+        known = self.best["score"]
+        best = known is None or (score is not None and score > known)  # the newest, while there is nothing to choose by
         if best:
             self.best = {"epoch": epoch, "score": score}
-        losses, weights = (self._by_task(row / len(self.loader)) for row in self._sums)
+        losses = self._means(self._sums[0], self._sums[1])
+        weights = self._by_task(self._sums[2] / len(self.loader))
         self._sums.zero_()
         self.seconds = before + time.perf_counter() - begun
         self._save(best)
@@ -241,7 +267,10 @@ class Fit:
             "device": str(prepared.device),
             "epochs": recipe.train.epochs,
             "steps": self.step,
-            "selected": {"by": "val", "epoch": self.best["epoch"]},
+            "selected": {
+                "by": "last" if recipe.train.select_by == "last" or self.best["score"] is None else "val",
+                "epoch": self.best["epoch"],
+            },
             "tasks": {task: score.as_json() for task, score in scores.items()},
             "cost": {
                 "seconds": round(self.seconds, 3),
@@ -266,6 +295,11 @@ class Fit:
 
     def _by_task(self, values: Tensor) -> dict[str, float]:
         return {task.name: float(value) for task, value in zip(self.tasks, values, strict=True)}
+
+    def _means(self, totals: Tensor, steps: Tensor) -> dict[str, float | None]:
+        """Losses (K,) over the steps (K,) that had any label of the task; None where none had."""
+        values = zip(self.tasks, totals.tolist(), steps.tolist(), strict=True)
+        return {task.name: total / count if count else None for task, total, count in values}
 
     def _extra_batch(self, number: int) -> Batch:
         return self.extra[number].endless(self.step)
@@ -312,13 +346,13 @@ class Fit:
             self.selection.load_state_dict(state["selection"])
             self.step = self._saved_step = state["clock"]["step"]
             self.best = dict(state["best"])
-            self._sums = state["sums"]
+            self._sums.copy_(state["sums"])
             cost = state["cost"]
             torch.set_rng_state(state["rng"]["cpu"])
             if self.prepared.device.type == "cuda" and state["rng"]["cuda"] is not None:
                 torch.cuda.set_rng_state(state["rng"]["cuda"], self.prepared.device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise MtlError(f"{self.run.last}: does not fit this recipe: {_in_short(error)}") from None
+            raise MtlError(f"{self.run.last}: does not fit this recipe: {in_short(error)}") from None
         self.seconds, self.passes = cost["seconds"], cost["passes"]
         self.step_ms, self.peak_mib = list(cost["step_ms"]), cost["peak_mib"]
         self._resumed = True
@@ -338,46 +372,3 @@ class Fit:
                 replace_file(path, memory.getvalue())
         self._saved_step = self.step
         self.ranks.barrier()
-
-
-def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
-    """The state in a checkpoint. Only tensors and plain values are read, nothing in the file is executed.
-
-    Raises:
-        MtlError: no such file, a damaged one, or one that is not ours.
-    """
-    if not path.exists():
-        raise MtlError(f"{path}: no such checkpoint; the run has not saved one yet")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of files that it then refuses
-            state = torch.load(path, map_location=device, weights_only=True)
-    except Exception:  # torch raises many kinds for a damaged file, in words about itself
-        raise MtlError(
-            f"{path}: is no readable checkpoint: truncated, or written by another program; "
-            "the run's other checkpoint may be whole (mtl eval --checkpoint best|last)"
-        ) from None
-    if not isinstance(state, dict) or "model" not in state or "clock" not in state:
-        raise MtlError(f"{path}: is not a checkpoint of mtl")
-    if state.get("schema_version") != SCHEMA_VERSION:
-        raise MtlError(
-            f"{path}: has schema version {state.get('schema_version')}; this version of mtl reads {SCHEMA_VERSION}"
-        )
-    return state
-
-
-def load_model(prepared: Prepared, path: Path, device: str = "cpu") -> dict[str, Any]:
-    """Load a checkpoint's parameters into the model; returns its clock. Raises MtlError where they do not fit."""
-    state = read_checkpoint(path, device)
-    try:
-        prepared.model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise MtlError(f"{path}: holds another model than the recipe describes: {_in_short(error)}") from None
-    clock: dict[str, Any] = state["clock"]
-    return clock
-
-
-def _in_short(error: Exception) -> str:
-    """The first differences that torch lists under its heading."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(line[:200] for line in (lines[1:3] or lines[:1])) or type(error).__name__

@@ -10,8 +10,8 @@ import torch
 
 from mtlcli import fitting
 from mtlcli.data.base import NewRows
+from mtlcli.engine.checkpoints import load_model
 from mtlcli.engine.evaluate import evaluate
-from mtlcli.engine.fit import load_model
 from mtlcli.engine.prepare import Prepared, choose_device, dataset, prepare, scale_warning, step_for
 from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.recipe import Recipe

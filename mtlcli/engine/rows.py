@@ -121,7 +121,9 @@ def direction(method: GradientWeighting, jacobian: Tensor, losses: Tensor) -> Te
     """(P,) what a method makes of the Jacobian (K, P); where it goes by columns, some at a time."""
     if method.reads != "columns":
         found: Tensor = method(jacobian, losses)
-        return found
+        # The next step writes over the Jacobian, and what becomes `.grad` must outlive it.
+        alias = found.untyped_storage().data_ptr() == jacobian.untyped_storage().data_ptr()
+        return found.clone() if alias else found
     columns = max(1, ENTRIES // len(jacobian))
     return torch.cat([method(part, losses) for part in torch.split(jacobian, columns, dim=1)])
 

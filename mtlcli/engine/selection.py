@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
+from mtlcli import metrics
 from mtlcli.engine.evaluate import TaskScore
 
 
 class Selection:
     """`train.select_by` as a score, higher is better.
 
-    `delta`: the mean over all metrics of the gain since the run's first epoch: the difference for metrics without a
-    unit of their own (AUROC, accuracy, R2), the relative change for the others (MAE in weeks), so that no metric counts
-    more for its scale. It only chooses an epoch and is never reported. `loss`: minus the mean over tasks of the loss
-    relative to its first value. `last`: the newest epoch. `TASK.METRIC`: that metric.
+    `delta`: the mean over all metrics of the gain since the run's first epoch: the difference for metrics whose scale
+    is their own (AUROC, accuracy, R2), the relative change for those in the task's unit (MAE in weeks) or without
+    bounds, so that no metric counts more for its scale. A task of which no metric is defined counts by its loss. It
+    only chooses an epoch and is never reported. `loss`: minus the mean over tasks of the loss relative to its first
+    value. `last`: the newest epoch. `TASK.METRIC`: that metric.
     """
 
     def __init__(self, by: str) -> None:
@@ -27,14 +31,7 @@ class Selection:
         if self.by == "loss":
             return _mean([-self._relative(task, s.loss) for task, s in val.items() if s.loss is not None])
         if self.by == "delta":
-            return _mean(
-                [
-                    (1 if metric.higher_is_better else -1) * self._gain(f"{task}.{name}", metric.value, metric.unit)
-                    for task, scores in val.items()
-                    for name, metric in scores.metrics.items()
-                    if metric.value is not None
-                ]
-            )
+            return _mean([gain for task, scores in val.items() for gain in self._gains(task, scores)])
         task, _, name = self.by.rpartition(".")
         metric = val[task].metrics[name]
         return metric.value if metric.higher_is_better or metric.value is None else -metric.value
@@ -47,7 +44,30 @@ class Selection:
         """Counterpart of `state_dict`."""
         self._first = dict(state)
 
-    def _gain(self, key: str, value: float, unit: str) -> float:
+    def silent(self, val: Mapping[str, Any]) -> str:
+        """What to tell a person where an epoch has no score, from its scores as in `EpochDone.val`."""
+        reasons = {
+            f"{task}: {metric['undefined']}"
+            for task, scores in val.items()
+            for metric in scores["metrics"].values()
+            if "undefined" in metric
+        }
+        return (
+            f"train.select_by: {self.by} has no value on val ({'; '.join(sorted(reasons))}); while that is so, the "
+            "newest epoch is kept, and none is chosen. Another data.split or select_by helps"
+        )
+
+    def _gains(self, task: str, scores: TaskScore) -> list[float]:
+        gains = [
+            (1 if metric.higher_is_better else -1) * self._gain(f"{task}.{name}", metric.value, metrics.get(name).unit)
+            for name, metric in scores.metrics.items()
+            if metric.value is not None
+        ]
+        if gains or scores.loss is None or not math.isfinite(scores.loss):
+            return gains
+        return [1 - self._relative(task, scores.loss)]
+
+    def _gain(self, key: str, value: float, unit: str | None) -> float:
         first = self._first.setdefault(key, value)
         return value - first if unit in ("", "fraction") else self._relative(key, value) - 1
 

@@ -206,7 +206,7 @@ class Step:
         for j in range(len(losses)):
             (row,) = torch.autograd.grad(scaled[j], [losses], retain_graph=True, allow_unused=True)
             others = None if row is None else row.detach().clone().index_fill_(0, torch.tensor(j, device=row.device), 0)
-            if others is not None and others.any():
+            if others is not None and others.nan_to_num(0, 0, 0).any():  # a broken loss breaks the zeros, too
                 raise MtlError(
                     f"loss weighting '{name}': entry {j} of what forward returns should depend on losses[{j}] alone; "
                     f"it also depends on losses[{int(others.abs().argmax())}]: detach the weights"

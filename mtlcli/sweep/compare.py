@@ -14,6 +14,7 @@ from mtlcli.engine.prepare import load_data
 from mtlcli.engine.train import Stop
 from mtlcli.errors import MtlError, TrainingError
 from mtlcli.recipe import Recipe
+from mtlcli.runs import Run
 from mtlcli.sweep import execute, plan, tuning
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def train(request: Request, theirs: Published | None, name: str, target: render.
     _check_fit(request.reference, theirs, contestants)
     folder, planned, baseline = plan.lay_out(base, contestants, name, request.seeds, request.baseline, request.out)
 
+    _check_data(planned)
     stop = Stop()
     failures: list[dict[str, Any]] = []
     found = None
@@ -128,6 +130,23 @@ def _store(wanted: str | None) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise MtlError(f"--single-task-store {folder}: is a file; name a folder, or none")
     return folder
+
+
+def _check_data(planned: Sequence[plan.Planned]) -> None:
+    """Refuse before anything is trained runs in the folder that saw other data than there are now."""
+    now = next((each.fingerprint for each in planned if each.fingerprint is not None), None)
+    for each in planned if now is not None else ():
+        try:
+            run = Run.at(each.path)
+            then = run.result()["fingerprint"] if run is not None and run.result_file.exists() else now
+        except (MtlError, KeyError, TypeError):  # damaged, which is said where it is trained again
+            continue
+        if then != now:
+            raise MtlError(
+                f"{each.path}: is a finished run on other data than the recipe gives now ({then} -> {now}): rows, "
+                "features, splits or label definitions have changed since, and the two cannot be compared. Name "
+                "another --out, or remove the runs of before"
+            )
 
 
 def _check_fit(reference: str | None, theirs: Published | None, contestants: Sequence[Recipe]) -> None:

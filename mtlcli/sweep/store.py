@@ -16,7 +16,7 @@ from typing import Any
 
 from mtlcli import __version__, yamlfile
 from mtlcli.comparison.finished import NO_EFFECT, read_run
-from mtlcli.engine.fit import read_checkpoint
+from mtlcli.engine.checkpoints import read_checkpoint
 from mtlcli.engine.prepare import choose_device
 from mtlcli.errors import MtlError
 from mtlcli.recipe import Recipe

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from harness import Background, Mtl
 
-from mtlcli.engine.fit import read_checkpoint
+from mtlcli.engine.checkpoints import read_checkpoint
 from mtlcli.runs import Run
 
 SLOW = ["--set", "weighting.loss=slow", "--set", "train.epochs=4"]  # 3 steps an epoch

@@ -264,6 +264,19 @@ def test_a_finished_run_of_another_recipe_is_not_taken_for_ours(mtl: Mtl) -> Non
     )
 
 
+def test_data_that_changed_are_seen_before_anything_is_trained(mtl: Mtl) -> None:
+    arguments = ["compare", "toy.yaml", "--seeds", "0", "--out", "sweep", *FAST]
+    assert mtl(*arguments).code == 0
+    file = Path("sweep/ew/seed-0/result.json")
+    file.write_text(file.read_text().replace('"fingerprint": "sha256:', '"fingerprint": "sha256:0'))
+    before = trained("sweep")
+    done = mtl(*arguments, "--methods", "ew,uw")
+    assert done.code == 2
+    assert "sweep/ew/seed-0: is a finished run on other data than the recipe gives now (sha256:0" in done.err
+    assert "Name another --out" in done.err
+    assert trained("sweep") == before
+
+
 def test_two_sweeps_on_one_folder_train_each_run_once() -> None:
     """Both start at once; what one trains, the other waits for."""
     recipe = recipes.load(Path("toy.yaml"), ["train.epochs=1"])

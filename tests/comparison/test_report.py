@@ -261,6 +261,17 @@ def test_counts_and_costs_by_seed(tmp_path: Path) -> None:
     assert row(made, "uw")["cost_by_seed"] == {"0": {**COST, "fallbacks": 2}, "1": {**COST, "fallbacks": 4}}
 
 
+def test_runs_that_nothing_chose_an_epoch_of_are_named(tmp_path: Path) -> None:
+    last = {"by": "last", "epoch": 3}
+    paths = [fake(tmp_path / "a", "ew", 0, {"a": SINGLE["a"]}, selected=last)]
+    paths += [fake(tmp_path / "b", "ew", 0, {"b": SINGLE["b"]}, selected={"by": "val", "epoch": 1})]
+    paths += [fake(tmp_path / "ew", "ew", 0, SINGLE, selected=last, train__select_by="last")]
+    noted = [note for note in report(read_runs(paths), None)["notes"] if "last epoch" in note]
+    assert len(noted) == 1
+    assert noted[0].startswith("1 of 3 runs stand with their last epoch")
+    assert noted[0].endswith(str(tmp_path / "a"))
+
+
 def test_a_cost_that_one_single_task_lacks_is_not_known(tmp_path: Path) -> None:
     paths = [fake(tmp_path / "a", "ew", 0, {"a": SINGLE["a"]}, cost={**COST, "step_ms_median": None})]
     paths += [fake(tmp_path / "b", "ew", 0, {"b": SINGLE["b"]}), fake(tmp_path / "uw", "uw", 0, SINGLE)]

@@ -10,6 +10,7 @@ from test_balancer import TASKS, Net, balancer_for, net, sample_losses, task_los
 from test_balancer_use import closures, two
 from torch import Tensor, nn
 
+from mtlcli import gradient_weightings
 from mtlcli.engine.balancer import Balancer
 from mtlcli.errors import MtlError
 
@@ -98,6 +99,30 @@ def test_pieces_of_one_tensor_are_a_cut() -> None:
     a, b = trunk(torch.randn(8, 4)).chunk(2, 1)
     balancer.backward({"a": left(a).square().mean(), "b": right(b).square().mean()}, representation=[a, b])
     assert trunk.weight.grad is not None
+
+
+@pytest.mark.parametrize("loss", ["igb_v1", "famo", "stch"])
+def test_a_broken_loss_in_the_first_step_is_not_the_methods_fault(loss: str) -> None:
+    model = net()
+    balancer = balancer_for(model, loss=loss)
+    losses = task_losses(model)[1]
+    losses["depth"] = losses["depth"] * torch.nan
+    balancer.backward(losses, closure=lambda: task_losses(model)[1])
+
+
+def test_what_a_method_returns_outlives_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method may hand back a row of the Jacobian itself, which is overwritten in the next step."""
+    method = gradient_weightings.get("graddrop")
+    monkeypatch.setattr(method, "forward", lambda self, jacobian, losses: jacobian[0])
+    monkeypatch.setattr(method, "reads", "jacobian")
+    model = net()
+    balancer = balancer_for(model, gradient="graddrop")
+    found = []
+    for _ in range(2):
+        balancer.backward(task_losses(model)[1])
+        found.append([p.grad.clone() for p in model.encoder.parameters() if p.grad is not None])
+    for once, twice in zip(*found, strict=True):
+        torch.testing.assert_close(twice, 2 * once)
 
 
 def test_a_metric_may_be_undefined() -> None:

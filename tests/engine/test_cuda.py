@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import mtlcli
 from mtlcli import recipe
+from mtlcli.engine.checkpoints import load_model
 from mtlcli.engine.events import Finished, StepDone
-from mtlcli.engine.fit import Fit, Interrupted, load_model
+from mtlcli.engine.fit import Fit, Interrupted
 from mtlcli.engine.prepare import prepare
 from mtlcli.engine.ranks import Ranks
 from mtlcli.runs import Run

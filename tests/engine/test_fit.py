@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import toy
 
 import mtlcli
 from mtlcli import recipe
+from mtlcli.engine.checkpoints import read_checkpoint
 from mtlcli.engine.events import Diagnostics, EpochDone, Finished, StepDone, Warned
-from mtlcli.engine.fit import Fit, Interrupted, read_checkpoint
+from mtlcli.engine.fit import Fit, Interrupted
 from mtlcli.engine.prepare import prepare
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.view import ModelStep
@@ -228,6 +230,71 @@ def test_every_way_to_select(by: str, tmp_path: Path) -> None:
     if by == "last":
         assert result["selected"]["epoch"] == 3
     assert training.best["epoch"] == result["selected"]["epoch"]
+
+
+def test_without_anything_to_choose_by_the_last_epoch_stands(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    events = list(Fit(prepare(build(data={"unlabelled": "val"}), CPU), Run(folder), Ranks()).events())
+    (warned,) = [e for e in events if isinstance(e, Warned)]
+    assert "train.select_by: delta has no value on val (amount: no labelled rows; which: no labelled" in warned.message
+    assert [e.best for e in events if isinstance(e, EpochDone)] == [True] * 4
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.result["selected"] == {"by": "last", "epoch": 3}
+    assert read_checkpoint(folder / "best.pt")["clock"]["epoch"] == 4
+
+
+def test_one_class_alone_on_val_leaves_the_loss_to_choose_by(tmp_path: Path) -> None:
+    made = build(data={"constant": "val", "only": ["yes"]}, train={"epochs": 6})
+    result, training = fit(made, tmp_path / "run")
+    assert result["selected"]["by"] == "val"
+    assert training.best["score"] is not None
+
+
+@pytest.mark.parametrize("loss", ["ew", "igb_v1"])
+def test_a_training_loss_is_the_mean_over_labelled_steps(loss: str, tmp_path: Path) -> None:
+    made = build(
+        weighting={"loss": loss},
+        data={"missing": 0.9, "batch_size": 2},
+        train={"epochs": 1, "log_every_steps": 1},
+    )
+    (tmp_path / "run").mkdir()
+    events = list(Fit(prepare(made, CPU), Run(tmp_path / "run"), Ranks()).events())
+    steps = [e for e in events if isinstance(e, StepDone)]
+    (epoch,) = [e for e in events if isinstance(e, EpochDone)]
+    for task in ("yes", "which", "amount"):
+        known = [value for step in steps if (value := step.losses[task]) is not None]
+        assert epoch.losses[task] == pytest.approx(sum(known) / len(known))
+    assert len(known) < len(steps)
+    assert all(value != 0 for value in known)
+
+
+@pytest.mark.parametrize("gradient", ["sum", "nash_mtl", "moco", "mgda"])
+def test_a_run_that_diverges_says_where_whatever_the_method(gradient: str, tmp_path: Path) -> None:
+    made = build(**toy.weighting("ew", gradient), optimizer={"name": "sgd", "lr": 1e25})
+    with pytest.raises(TrainingError, match=r"task '\w+': its loss became (nan|inf) at step \d.*good checkpoint is"):
+        fit(made, tmp_path / "run")
+
+
+def test_a_weighting_that_breaks_is_not_blamed_on_the_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = mtlcli.loss_weightings.get("ew")
+    monkeypatch.setattr(whole, "forward", lambda self, step: step.losses * (torch.nan if step.clock.step == 5 else 1.0))
+    with pytest.raises(TrainingError, match="task 'yes': its weight under 'ew' became nan at step 5") as found:
+        fit(build(), tmp_path / "run")
+    assert "labels" not in str(found.value)
+
+
+def test_damage_inside_a_checkpoint_is_seen(tmp_path: Path) -> None:
+    fit(build(), tmp_path / "run")
+    path = tmp_path / "run" / "best.pt"
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        member = max(archive.infolist(), key=lambda info: info.file_size)
+    content[member.header_offset + 200] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(MtlError, match="no readable checkpoint: truncated, damaged"):
+        read_checkpoint(path)
 
 
 def test_held_out_rows_leave_training_and_keep_the_fingerprint(tmp_path: Path) -> None:

@@ -103,10 +103,27 @@ def test_delta_weighs_metrics_alike_whatever_their_unit() -> None:
     assert selection.score(val(0.8, 10.0), 0) == 0
     assert selection.score(val(0.9, 10.0), 1) == pytest.approx(0.05)
     assert selection.score(val(0.8, 9.0), 2) == pytest.approx(0.05)
-    assert selection.score(val(None, 9.0), 3) == pytest.approx(0.1)
     resumed = Selection("delta")
     resumed.load_state_dict(selection.state_dict())
     assert resumed.score(val(0.9, 9.0), 4) == pytest.approx(0.1)
+
+
+def test_delta_does_not_see_units() -> None:
+    """Errors of a regression weigh alike whatever its labels are measured in, whether that unit has a name or not."""
+    for unit in ("", "EUR"):
+        for scale in (1.0, 1e6):
+            selection = Selection("delta")
+            for mae, expected in ((4.0, 0.0), (3.0, 0.25), (5.0, -0.25)):
+                scores = {"b": TaskScore(1.0, {"mae": Score(scale * mae, unit, False)})}
+                assert selection.score(scores, 0) == pytest.approx(expected)
+
+
+def test_delta_goes_by_the_loss_of_a_task_without_a_defined_metric() -> None:
+    selection = Selection("delta")
+    for epoch, (loss, expected) in enumerate([(2.0, 0.0), (1.0, 0.5), (math.nan, None)]):
+        undefined = {"auroc": Score(None, "fraction", True, "only one class")}
+        assert selection.score({"a": TaskScore(loss, undefined)}, epoch) == expected
+    assert selection.score({"a": TaskScore(None, undefined)}, 3) is None
 
 
 def test_other_ways_to_select() -> None:

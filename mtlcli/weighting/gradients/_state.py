@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtlcli.errors import MtlError
+from mtlcli.errors import MtlError, TrainingError
 
 
 def random_orders(num_tasks: int, rng: torch.Generator) -> NDArray[np.int64]:
@@ -20,12 +20,12 @@ def random_orders(num_tasks: int, rng: torch.Generator) -> NDArray[np.int64]:
 
 
 def check_finite(by_task: Tensor, method: str) -> None:
-    """Raises MtlError naming `method` where an entry of `by_task` (K,), made of the tasks' gradients, is not finite: it
-    would stay in a running value for good."""
+    """Raises TrainingError naming `method` where an entry of `by_task` (K,), made of the tasks' gradients, is not
+    finite: it would stay in a running value for good."""
     finite = by_task.isfinite()
     if not finite.all():
         tasks = (~finite).nonzero().flatten().tolist()
-        raise MtlError(
+        raise TrainingError(
             f"{method}: gradients should be finite; found NaN or inf in rows {tasks}: a gradient overflowed or is NaN; "
             "lower the learning rate or look for the loss that diverged"
         )

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtlcli.errors import MtlError
+from mtlcli.errors import TrainingError
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -26,12 +26,12 @@ class Solution(NamedTuple):
 
 
 def checked(gramian: Tensor, method: str) -> Array:
-    """`gramian` (K, K) in float64, read-only. Raises MtlError naming `method` where it is not finite."""
+    """`gramian` (K, K) in float64, read-only. Raises TrainingError naming `method` where it is not finite."""
     result: Array = gramian.detach().to("cpu", torch.float64).numpy()
     finite = np.isfinite(result)
     if not finite.all():
         tasks = np.flatnonzero(~finite.all(1)).tolist()
-        raise MtlError(
+        raise TrainingError(
             f"{method}: the Gramian of the gradients should be finite; found NaN or inf in rows {tasks}: a gradient "
             "overflowed or is NaN; lower the learning rate or look for the loss that diverged"
         )
