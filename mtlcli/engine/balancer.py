@@ -256,6 +256,7 @@ class Balancer:
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             methods = f"{self.loss_weighting.name}+{self.gradient_weighting.name}"
             what = str(error).splitlines()[-1].strip()
+            what = f"it has no {what}" if isinstance(error, KeyError) else what
             raise MtlError(f"Balancer: not the state of {methods} on {len(self.tasks)} tasks: {what}") from error
 
     def _known(self) -> list[nn.Parameter]:

@@ -122,7 +122,7 @@ def test_closures_over_batch_normalisation_need_the_model() -> None:
 def test_the_state_of_another_method_is_refused() -> None:
     model = net()
     state = balancer_for(model, loss="uw").state_dict()
-    with pytest.raises(MtlError, match=r"not the state of dwa\+sum on 3 tasks: "):
+    with pytest.raises(MtlError, match=r"not the state of dwa\+sum on 3 tasks: it has no 'history'"):
         balancer_for(model, loss="dwa").load_state_dict(state)
     with pytest.raises(MtlError, match=r"not the state of uw\+sum on 2 tasks: "):
         Balancer(("a", "b"), loss="uw").load_state_dict(state)
