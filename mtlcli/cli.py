@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Train one network on several tasks, decide how they share each update, compare what works.",
+    epilog="With MTL_TRACEBACK=1 in the environment, an unexpected error shows its whole traceback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -311,7 +312,8 @@ def main() -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (by default the process's own) and return its exit code.
 
-    User errors become one message on stderr and 2, or 1 where training failed.
+    User errors become one message on stderr and 2, or 1 where training failed. So does what nobody foresaw, such as a
+    mistake in a person's own plugin, and 1; the whole traceback is shown on request.
     """
     try:
         typer.main.get_command(app).main(arguments, prog_name="mtl")
@@ -322,10 +324,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         file = shlex.quote(str(stopped.run / "recipe.yaml"))
         message, code = f"{stopped}; go on with: mtl train {file} --resume", 128 + stopped.number
-    except OSError as error:
-        if error.filename is None:
-            raise
-        message, code = f"{error.filename}: {error.strerror}", 2
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            message, code = f"{error.filename}: {error.strerror}", 2
+        else:
+            from mtlcli import faults
+
+            if faults.wanted():
+                raise
+            message, code = faults.describe(error), 1
     from mtlcli import render
 
     render.error(message)

@@ -117,7 +117,8 @@ def _problems(cls: type[Options], error: ValidationError, path: str, also_known:
         if item["type"] == "extra_forbidden":
             siblings, _ = _follow(schema, location[:-1])
             known = [*siblings.get("properties", {}), *(also_known if len(keys) == 1 else ())]
-            yield Problem(where, f"unknown key{did_you_mean(keys[-1], known)}; known here: {', '.join(known)}")
+            allowed = f"known here: {', '.join(known)}" if known else "it has no options"
+            yield Problem(where, f"unknown key{did_you_mean(keys[-1], known)}; {allowed}")
         elif item["type"] == "missing":
             yield Problem(where, f"is required: {_describe(node, schema)}")
         elif item["type"] == "value_error":

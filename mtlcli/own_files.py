@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,7 @@ def init(
 
         if recipe.exists() and not force:
             raise MtlError(f"{recipe}: is there already; --force writes over it")
+        table = None
         if source is None:
             if task:
                 raise MtlError("--task names a column of the table given with --from; without one there is none")
@@ -74,5 +76,7 @@ def init(
                         target.print(str(error))
             text, values = starter.for_table(table, tasks, recipe), {"data": str(source), "tasks": tasks}
         starter.write(recipe, text)
-        target.print(f"written: {recipe}\nnext: mtl check {recipe}", soft_wrap=True)
-        emit({"schema_version": 1, "recipe": str(recipe), **values})
+        problem = starter.problem(table, recipe) if table is not None else None
+        then = f"it cannot be trained yet: {problem}\nafter that" if problem is not None else "next"
+        target.print(f"written: {recipe}\n{then}: mtl check {shlex.quote(str(recipe))}", soft_wrap=True)
+        emit({"schema_version": 1, "recipe": str(recipe), **values, "problem": problem})

@@ -79,10 +79,11 @@ def page(values: Mapping[str, Any]) -> Group:
 
 
 def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> Table:
-    """A table; numbers of parameters stand on the right."""
+    """A table; numbers of parameters stand on the right, and are never cut."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for heading in headings:
-        table.add_column(heading, justify="right" if heading == "parameters" else "left")
+        number = heading == "parameters"
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

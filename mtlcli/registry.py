@@ -117,6 +117,9 @@ loggers: Registry[Logger] = Registry("logger", "mtlcli.loggers")
 launchers: Registry[Launcher] = Registry("launcher", "mtlcli.sweep.launchers")
 
 
+plugin_modules: set[str] = set()  # packages and modules that plugins came from, by name
+
+
 def import_plugin(name: str) -> None:
     """Import a person's own registrations: a `.py` file by absolute path, or a module by name.
 
@@ -135,6 +138,7 @@ def import_plugin(name: str) -> None:
             if str(Path.cwd()) not in sys.path and "" not in sys.path:
                 sys.path.append(str(Path.cwd()))
             importlib.import_module(name)
+            plugin_modules.add(name.partition(".")[0])
     except (Exception, SystemExit) as error:  # whatever a person's own module raises is what they need to see
         if isinstance(error, ModuleNotFoundError) and error.name in (name, name.partition(".")[0]):
             raise MtlError(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import groupby
+from textwrap import fill
 from typing import Any
 
 from rich import box
@@ -17,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtlcli.comparison import tabular
+from mtlcli.errors import how_many
 
 Target = Console
 BATCH_WIDTH = 160  # where there is no terminal, tables must not be cut at 80 columns
@@ -116,7 +120,8 @@ class TrainView:
     def _draw(self) -> Group:
         table = Table(box=box.SIMPLE, pad_edge=False)
         for heading in ("task", "loss", "weight", "val"):
-            table.add_column(heading, justify="left" if heading == "task" else "right")
+            number = heading in ("loss", "weight")
+            table.add_column(heading, justify="right" if heading != "task" else "left", no_wrap=number, overflow="fold")
         for task, loss in self._step.get("losses", {}).items():
             val = self._epoch.get("val", {}).get(task, {}).get("metrics", {})
             shown = ", ".join(f"{name} {_value(metric)}" for name, metric in val.items())
@@ -127,16 +132,18 @@ class TrainView:
 def result(values: Mapping[str, Any], title: str) -> Group:
     """A table of every task's metrics, and what cannot be scored with the reason."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for heading, justify in (("task", "left"), ("metric", "left"), ("value", "right"), ("unit", "left")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for heading in ("task", "metric"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("unit", overflow="fold")
     notes = []
     for task, scores in values["tasks"].items():
         for number, (name, metric) in enumerate(scores["metrics"].items()):
             arrow = "up" if metric["higher_is_better"] else "down"
-            table.add_row(task if not number else "", f"{name} {_ARROWS[arrow]}", _value(metric), metric["unit"])
+            table.add_row(task if not number else "", f"{name} {_arrow(arrow)}", _value(metric), metric["unit"])
             if metric["value"] is None:
                 notes.append(Text(f"{task}.{name} is undefined: {metric['undefined']}", style="yellow"))
-        table.add_row("" if scores["metrics"] else task, f"loss {_ARROWS['down']}", _number(scores["loss"]), "")
+        table.add_row("" if scores["metrics"] else task, f"loss {_arrow('down')}", _number(scores["loss"]), "")
     cost = values.get("cost")
     if cost:
         notes.append(Text(_cost_line(values, cost), style="dim"))
@@ -162,7 +169,7 @@ def report(values: Mapping[str, Any], width: int) -> Group:
     titles = [f"{values['dataset']}, all tasks: {words}"]
     for part in _packed(sums, room):
         parts.append(_table(methods, part, width, titles.pop() if titles else None))
-    parts += [Text(f"* the best of a column. {' '.join(tabular.legend(values))}", style="dim")]
+    parts += [Text(_spelled(f"* the best of a column. {' '.join(tabular.legend(values))}"), style="dim")]
     parts += [Text(f"note: {note}", style="yellow") for note in tabular.notes(values)]
     for row in values["rows"]:
         for failed in row.get("failed", ()):
@@ -204,7 +211,7 @@ def _table(methods: Sequence[str], columns: Sequence[tabular.Column], width: int
 
 
 def _heading(column: tabular.Column) -> str:
-    below = " ".join(part for part in (column.unit, _ARROWS.get(column.better, "")) if part)
+    below = " ".join(part for part in (column.unit, _arrow(column.better)) if part)
     if column.group in (tabular.ALL_TASKS, tabular.COST):
         return f"{column.name}\n{below}"
     return f"{column.group}\n{column.name} {below}".rstrip()
@@ -232,11 +239,26 @@ def _marks(cell: tabular.Cell) -> str:
 
 
 def _drawn(cell: tabular.Cell, tail: int) -> Text:
-    spread = f" ±{cell.spread}" if cell.spread else ""
+    spread = _spelled(f" ±{cell.spread}") if cell.spread else ""
     return Text(f"{cell.value}{spread}{_marks(cell):<{tail}}", style="bold green" if cell.place == 1 else "")
 
 
 _ARROWS = {"up": "\u2191", "down": "\u2193"}
+_SPELLED = {"\u2191": "(max)", "\u2193": "(min)", "±": "+-"}  # for a terminal without these signs
+
+
+def _arrow(better: str) -> str:
+    return _spelled(_ARROWS.get(better, ""))
+
+
+def _spelled(text: str) -> str:
+    """`text` without the signs that the stdout of the moment cannot carry: as question marks they would say nothing."""
+    return text.translate(_lacking(getattr(sys.stdout, "encoding", None) or "utf-8"))
+
+
+@cache
+def _lacking(encoding: str) -> dict[int, str]:
+    return {ord(sign): words for sign, words in _SPELLED.items() if not sign.encode(encoding, "ignore")}
 
 
 class SweepView:
@@ -245,7 +267,7 @@ class SweepView:
     def __init__(self, target: Console) -> None:
         self.console = target
         self.total: int | None = None  # how many runs there will be, where not all are known from the beginning
-        self._said: dict[str, str] = {}
+        self._said: set[str] = set()
         self._live: Live | None = None
 
     @contextmanager
@@ -260,14 +282,16 @@ class SweepView:
 
     def show(self, progress: Sequence[Any]) -> None:
         """Take in the state of every run (`Progress`)."""
-        for item in progress:
-            key = str(item.planned.path)
-            if item.status in ("finished", "failed") and self._said.get(key) != item.status:
-                self._said[key] = item.status
-                done = sum(p.status in ("finished", "failed") for p in progress)
-                words = f"[{done}/{self.total or len(progress)}] {item.planned.label} seed {item.planned.seed}"
-                about = [part for part in (item.status, item.error, item.note) if part]
-                self.console.print(f"{words}: {': '.join(about)}", soft_wrap=True)
+        ended = [p for p in progress if p.status in ("finished", "failed") and str(p.planned.path) not in self._said]
+        self._said |= {str(item.planned.path) for item in ended}
+        before = [item for item in ended if item.status == "finished" and not item.said and not item.note]
+        now = [item for item in ended if item not in before]
+        if before:
+            self.console.print(_already(before), soft_wrap=True)
+        for number, item in enumerate(now, len(self._said) - len(now) + 1):
+            words = f"[{number}/{self.total or len(progress)}] {item.planned.label} seed {item.planned.seed}"
+            about = [part for part in (item.status, item.error, item.note) if part]
+            self.console.print(f"{words}: {': '.join(about)}", soft_wrap=True)
         if self._live is not None:
             self._live.update(self._draw(progress))
 
@@ -293,8 +317,17 @@ class SweepView:
         return Group(head, *lines)
 
 
+def _already(ended: Sequence[Any]) -> str:
+    """One line for runs that no process had to say anything of."""
+    seeds: dict[str, list[str]] = {}
+    for item in ended:
+        seeds.setdefault(item.planned.label, []).append(str(item.planned.seed))
+    listed = "; ".join(f"{label} seed{'s' * (len(of) > 1)} {', '.join(of)}" for label, of in seeds.items())
+    return f"{how_many(len(ended), 'run was', 'runs were')} finished already: {listed}"
+
+
 def runs(values: Mapping[str, Any], width: int) -> Group:
-    """The runs in a folder, newest first, a line each: as many scores as fit into `width`."""
+    """The runs in a folder, newest first, a line each: as many scores, and one at least, as fit into `width`."""
     if not values["runs"]:
         return Group(Text(f"{values['folder']} holds no runs"))
     datasets = {run["dataset"] for run in values["runs"]}
@@ -302,19 +335,26 @@ def runs(values: Mapping[str, Any], width: int) -> Group:
     heads = ["run", *keys[1:], "age"]
     lines = [
         [*(str(run[key] if run[key] is not None else "-") for key in keys), _age(run["age_seconds"])]
-        for run in values["runs"]
+        for run in ({**run, "method": " ".join(filter(None, (run["method"], run["task"])))} for run in values["runs"])
     ]
     used = sum(max(map(len, column)) + 2 for column in zip(heads, *lines, strict=True))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
-    table.title = f"{values['folder']}: {len(lines)} runs" + (f" on {datasets.pop()}" if len(datasets) == 1 else "")
+    where = f" on {datasets.pop()}" if len(datasets) == 1 else ""
+    table.title = f"{values['folder']}: {how_many(len(lines), 'run')}{where}"
     for heading in heads:
         table.add_column(heading, overflow="fold", justify="right" if heading in ("seed", "age") else "left")
     table.add_column("scores", no_wrap=True)
+    room = width - used - 2
     for run, line in zip(values["runs"], lines, strict=True):
-        scores = ", ".join(f"{task} {metric['metric']} {_value(metric)}" for task, metric in run["scores"].items())
-        shown = Text(f"{run['split']}: {scores}" if scores else "-")
-        shown.truncate(max(26, width - used - 2), overflow="ellipsis")
-        table.add_row(*line, shown, style=_STATUS.get(run["status"], ""))
+        scores = [f"{task} {metric['metric']} {_value(metric)}" for task, metric in run["scores"].items()]
+        shown = f"{run['split']}: {scores[0]}" if scores else "-"
+        for more in scores[1:]:
+            if len(shown) + len(more) + len(", , ...") > room:
+                shown += ", ..."
+                break
+            shown += f", {more}"
+        shown = fill(shown, max(room, width // 3), break_long_words=False)
+        table.add_row(*line, Text(shown), style=_STATUS.get(run["status"], ""))
     problems = (run["problem"] for run in values["runs"] if run["problem"])
     return Group(table, *(Text(f"damaged: {problem}", style="red") for problem in problems))
 
@@ -339,12 +379,15 @@ def _cost_line(values: Mapping[str, Any], cost: Mapping[str, Any]) -> str:
     )
 
 
-def _digits(value: float) -> int:
-    return 4 if abs(value) < 10 else 2
-
-
 def _value(metric: Mapping[str, Any]) -> str:
-    return "undefined" if metric["value"] is None else f"{metric['value']:.{_digits(metric['value'])}f}"
+    """Four decimals, fewer from 10 on; four significant digits where these would be lost among zeros, or too many."""
+    value = metric["value"]
+    if value is None:
+        return "undefined"
+    size = abs(value)
+    if 0 < size < 1e-3 or size >= 1e8:
+        return f"{value:.4g}"
+    return f"{value:z,.{4 if size < 10 else 2 if size < 10_000 else 1}f}"
 
 
 def _fixed(value: float | None, digits: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mtlcli import registry
 from mtlcli.data.tables.look import Look
+from mtlcli.data.tables.source import JUDGED
 from mtlcli.errors import MtlError, how_many
 from mtlcli.options import Options, fields
 from mtlcli.recipe import DEFAULTS as PARTS
@@ -95,6 +96,23 @@ def write(path: Path, text: str) -> None:
     with disk_errors(path, MtlError):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text.encode())
+
+
+def problem(table: Look, recipe: Path) -> str | None:
+    """Why `mtl check` will refuse the data of a recipe for `table`, in one line.
+
+    None where it will not, and where there are so many rows that reading them all is left to mtl check.
+    """
+    from mtlcli import recipe as recipes
+    from mtlcli.engine.prepare import load_data
+
+    if table.rows > JUDGED:
+        return None
+    try:
+        load_data(recipes.load(recipe))
+    except MtlError as error:
+        return "; ".join(str(error).splitlines())
+    return None
 
 
 def _rest(encoder: Mapping[str, Any], train: Mapping[str, Any]) -> str:

@@ -109,6 +109,9 @@ def test_every_problem_is_reported() -> None:
     assert unknown.startswith("unknown key; did you mean 'number'?; known here: number, choice")
     assert unknown.endswith(", name")
 
+    _, (alone,) = check(Options, {"foo": 1})
+    assert alone.message == "unknown key; it has no options"
+
 
 def test_in_python_the_same_becomes_an_error() -> None:
     with pytest.raises(MtlError, match=r"loss weighting 'x': option number: should be a number > 0 and <= 2; found -1"):

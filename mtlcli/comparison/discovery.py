@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from mtlcli.comparison.finished import Finished, read_run
+from mtlcli.comparison.report import SINGLE_TASK
 from mtlcli.errors import MtlError
 from mtlcli.runs import ASIDE, Run
 
@@ -112,8 +113,9 @@ def listing(folder: Path) -> dict[str, Any]:
     """Every run in `folder`, newest first.
 
     Returns:
-        `{"folder", "runs": [{"path", "method", "seed", "dataset", "status", "epochs", "scores", "split", "started",
-        "age_seconds", "problem"}]}`. `scores` has the first metric of every task: of the test split where the run is
+        `{"folder", "runs": [{"path", "method", "task", "seed", "dataset", "status", "epochs", "scores", "split",
+        "started", "age_seconds", "problem"}]}`. `method` is `single_task` where the recipe takes one `task` out of the
+        data's, which is null elsewhere. `scores` has the first metric of every task: of the test split where the run is
         finished, of the best epoch on the validation split so far where it is not. `problem` says what is damaged.
 
     Raises MtlError where there is no such folder.
@@ -208,7 +210,7 @@ def _when(path: Path) -> float:
 
 
 def _describe(run: Run) -> dict[str, Any]:
-    about: dict[str, Any] = dict.fromkeys(("method", "seed", "dataset"))
+    about: dict[str, Any] = dict.fromkeys(("method", "task", "seed", "dataset"))
     about = {"path": str(run.path), **about, "status": _status(run), "epochs": None, "scores": {}, "split": None}
     started = _when(run.path)
     about["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started))
@@ -217,7 +219,7 @@ def _describe(run: Run) -> dict[str, Any]:
     try:
         if about["status"] == "finished":
             done = read_run(run.path)
-            about |= {key: done.result[key] for key in ("method", "seed", "dataset")}
+            about |= {key: done.result[key] for key in ("method", "seed", "dataset")} | _alone(done.settings)
             about |= {"epochs": done.result.get("epochs"), "split": "test", "scores": _first(done.result["tasks"])}
         else:
             about |= _so_far(run)
@@ -237,12 +239,19 @@ def _so_far(run: Run) -> dict[str, Any]:
     best = next((event for event in reversed(epochs) if event.get("best")), None)
     return {
         "method": method_name(settings["weighting.loss.name"], settings["weighting.gradient.name"]),
+        **_alone(settings),
         "seed": settings["train.seed"],
         "dataset": settings["data.name"],
         "epochs": len({event["epoch"] for event in epochs}),
         "split": "val" if best else None,
         "scores": _first(best["val"]) if best else {},
     }
+
+
+def _alone(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is called that learns one task of several: without others to balance, its weighting does nothing."""
+    only = settings.get("data.only")
+    return {"method": SINGLE_TASK, "task": only[0]} if isinstance(only, list) and len(only) == 1 else {}
 
 
 def _first(tasks: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,6 +130,23 @@ def test_paths_are_taken_from_the_recipe(mtl: Mtl) -> None:
     assert mtl("check", "recipes/mine/recipe.yaml").code == 0
 
 
+def test_a_recipe_that_cannot_be_trained_is_written_and_told_at_once(mtl: Mtl) -> None:
+    Path("alone.csv").write_text("y\n" + "0\n1\n" * 40)
+    done = mtl("init", "--from", "alone.csv", "--task", "y:binary", "my own.yaml")
+    assert done.code == 0
+    why, after = done.out.splitlines()[1:]
+    assert why.startswith("it cannot be trained yet: my own.yaml, line ")
+    assert why.endswith("no column is left to predict from")
+    assert after == "after that: mtl check 'my own.yaml'"
+    assert Path("my own.yaml").exists()
+    rows = "".join(f"{'-' if i % 10 == 3 else i},{i * 7 % 13},{i % 2}\n" for i in range(200))
+    Path("dash.csv").write_text("x,z,y\n" + rows)
+    values = json.loads(mtl("init", "--from", "dash.csv", "--task", "y:binary", "r.yaml", "--json").out)
+    remedy = values["problem"].partition("data.missing: ")[2].partition(")")[0]
+    assert mtl("check", "r.yaml").code == 2
+    assert mtl("check", "r.yaml", "--set", f"data.missing={remedy}").code == 0
+
+
 def test_the_packaged_data(mtl: Mtl) -> None:
     assert mtl("init", "recipe.yaml").code == 0
     about = json.loads(mtl("check", "recipe.yaml", "--set", "data.rows=2000", "--json").out)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_runs import fake
 from harness import Mtl
 
-from mtlcli import catalogue, metrics, registry
+from mtlcli import catalogue, metrics, registry, render
 from mtlcli.cli import run
+from mtlcli.comparison.finished import read_runs
+from mtlcli.comparison.report import report
 
 THINGS = [(kind, name) for kind, among in catalogue.KINDS.items() for name in among.names() if name != "toy"]
 THINGS += [("metrics", name) for name in metrics.names()]
@@ -118,6 +123,64 @@ def test_a_terminal_gets_a_live_view(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(main)
     assert b"\x1b[" in shown
     assert b"run directory: runs/toy" in shown
+
+
+VALUES = (0.9107, 12.34, 3.317e-07, -0.0, 776663.2, 7.767e8, -0.00004, 1234.5, 0.0123)
+
+
+def printed(made: Callable[[int], Any], width: int, monkeypatch: pytest.MonkeyPatch, encoding: str = "utf-8") -> str:
+    """What `made(width)` looks like on a stdout of this encoding."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    console = render.console()
+    console.print(made(width))
+    stdout.flush()
+    monkeypatch.undo()
+    return stdout.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+
+
+def scores(**values: float) -> dict[str, Any]:
+    return {name: {"value": value, "unit": "", "higher_is_better": value > 1} for name, value in values.items()}
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_a_value_shows_digits_that_matter_and_loses_none(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    metrics = scores(**{f"a_metric_of_a_long_name_{i}": value for i, value in enumerate(VALUES)})
+    result = {"tasks": {"concentration_of_lead": {"loss": 0.1, "metrics": metrics}}}
+    text = printed(lambda _: render.result(result, "title"), width, monkeypatch)
+    shown = ("0.9107", "12.34", "3.317e-07", "0.0000", "776,663.2", "7.767e+08", "-4e-05", "1,234.50", "0.0123")
+    assert [word for word in text.split() if word in shown] == list(shown)
+    assert "…" not in text
+    folded = "".join(text.split())
+    assert width < 100 or all(f"{name}{'↑' if VALUES[i] > 1 else '↓'}" in folded for i, name in enumerate(metrics))
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_the_list_of_runs_never_cuts_a_score(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    scored = {task: {"metric": "rmse", "value": 776663.2} for task in ("lead", "zinc", "copper")}
+    listed = {"method": "ew", "task": None, "seed": 0, "dataset": "d", "status": "finished", "split": "test"}
+    run = {"path": "runs/lead", **listed, "age_seconds": 60, "scores": scored, "problem": None}
+    text = printed(lambda width: render.runs({"folder": "runs", "runs": [run]}, width), width, monkeypatch)
+    assert text.split().count("776,663.2") + text.split().count("776,663.2,") == (3 if width > 100 else 1)
+    assert ("..." in text) == (width < 100)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "up", "down", "spread"), [("ascii", "(max)", "(min)", "+-"), ("latin-1", "(max)", "(min)", "±")]
+)
+def test_a_terminal_without_arrows_says_which_way_is_better(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str, up: str, down: str, spread: str
+) -> None:
+    values: Any = {"a": {"auroc": 0.8}, "b": {"mae": 4.0}}
+    paths = [fake(tmp_path / f"{method}{seed}", method, seed, values) for method in ("ew", "uw") for seed in (0, 1)]
+    made = report(read_runs(paths), "ew")
+    text = printed(lambda width: render.report(made, width), 160, monkeypatch, encoding)
+    assert "?" not in text
+    assert f"auroc {up}" in text
+    assert f"mae {down}" in text
+    assert f"4.0000 {spread}0.0000" in text
+    assert f"Mean {spread} standard deviation" in text
 
 
 # -- runs that are none ------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -74,6 +75,8 @@ def test_a_recipe_becomes_a_table(mtl: Mtl) -> None:
     assert trained("sweep") == before
     more = mtl("compare", "toy.yaml", "--methods", "ew,dwa", "--seeds", "0,2", "--out", "sweep", *FAST, "--json")
     assert more.code == 0, more.err
+    assert "4 runs were finished already: single_task yes seed 0; " in more.err
+    assert re.findall(r"\[(\d+)/10\]", more.err) == [str(number) for number in range(5, 11)]
     assert [(row["method"], row["seeds"]) for row in json.loads(more.out)["rows"]] == [
         (method, [0, 2]) for method in ("single_task", "ew", "dwa")
     ]

@@ -23,6 +23,7 @@ def progress(running: int, waiting: int = 0) -> list[Any]:
         status = "running" if n < running else "waiting"
         losses = dict.fromkeys(TASKS, 0.123456)
         found.append(SimpleNamespace(planned=planned, status=status, step=n, steps=100, losses=losses))
+        found[-1].said = found[-1].error = found[-1].note = None
     return found
 
 
@@ -30,6 +31,29 @@ def drawn(progress: list[Any], width: int, height: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
     console.print(SweepView(console)._draw(progress))
     return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]  # type: ignore[attr-defined]
+
+
+def test_lines_are_numbered_as_they_are_printed() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    view, runs = SweepView(console), progress(1, waiting=6)
+
+    def end(*numbers: int, said: str | None = "finished", note: str | None = None) -> None:
+        for n in numbers:
+            runs[n].status, runs[n].said, runs[n].note = said or "finished", said, note
+
+    end(2, 5, 6, said=None)
+    view.show(runs)
+    end(1, 4)
+    view.show(runs)
+    end(3, said="failed")
+    end(0, said=None, note="taken from the store")
+    view.show(runs)
+    view.show(runs)
+    first, *lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert first.startswith("3 runs were finished already: igb_v2+nash_mtl seed 2; igb_v5+nash_mtl seed 2; igb_v6")
+    assert [line.split()[0] for line in lines] == ["[4/7]", "[5/7]", "[6/7]", "[7/7]"]
+    assert lines[2].endswith("seed 0: finished: taken from the store")
+    assert lines[3].endswith("seed 0: failed")
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 12), (80, 24), (120, 50)])

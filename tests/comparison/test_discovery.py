@@ -170,6 +170,10 @@ def test_a_folder_without_runs() -> None:
 
 def test_the_list_of_runs() -> None:
     begun(fake(Path("runs/old"), "uw", 3, BOTH, epochs=7), "01")
+    alone = [begun(fake(Path("alone", n), "ew", 0, BOTH, data__only=["a"]), "01", n) for n in ("finished", "failed")]
+    (alone[1] / "result.json").unlink()
+    listed = discovery.listing(Path("alone"))["runs"]
+    assert [(run["method"], run["task"]) for run in listed] == [("single_task", "a")] * 2
     half = begun(fake(Path("runs/sub/half"), "ew+pcgrad", 1, BOTH), "03", "interrupted")
     (half / "result.json").unlink()
     val = {"a": {"loss": 1.0, "metrics": {"auroc": {"value": 0.6, "unit": "", "higher_is_better": True}}}}
@@ -187,6 +191,7 @@ def test_the_list_of_runs() -> None:
     assert first | {"age_seconds": 0} == {
         "path": "runs/sub/half",
         "method": "ew+pcgrad",
+        "task": None,
         "seed": 1,
         "dataset": "made_up",
         "status": "interrupted",

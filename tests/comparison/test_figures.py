@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import pytest
 import synthetic_runs
+from matplotlib.markers import CARETLEFT, CARETRIGHT
 
 from mtlcli.comparison.figures import curves, data, drawings, style, training, write_figures
 from mtlcli.comparison.finished import read_runs
@@ -128,6 +129,24 @@ def test_forty_methods_of_which_the_best_are_in_colour(tmp_path: Path) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*best, "single_task", "35 other methods"]
     grey = [line for line in figure.axes[0].lines if line.get_color() == style.FAINT]
     assert (len(figure.axes[0].lines), len(grey)) == (41, 35)
+
+
+def test_what_goes_on_beyond_a_panel_is_marked(tmp_path: Path) -> None:
+    """Two seeds have intervals of thirteen standard errors."""
+    for seeds, marked in (((0, 1), True), ((0,), False)):
+        made, runs = synthetic_runs.build(tmp_path / str(len(seeds)), seeds=seeds, epochs=1)
+        with style.applied():
+            figure: Any = drawings(made, curves.histories(made, runs, tmp_path))["improvement"]()
+        beyond, triangles = 0, 0
+        for axes, by_method in zip(figure.axes, data.gains(made).values(), strict=True):
+            left, right = axes.get_xlim()
+            for method in set(by_method) - {"single_task"}:
+                low, high = by_method[method].interval or (0, 0)
+                beyond += (low < left) + (high > right)
+            triangles += sum(line.get_marker() in (CARETLEFT, CARETRIGHT) for line in axes.lines)
+        assert triangles == beyond
+        assert bool(beyond) == marked
+        assert any("goes on beyond" in " ".join(text.get_text().split()) for text in figure.texts) == marked
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

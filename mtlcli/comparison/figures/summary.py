@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.colors import Normalize
+from matplotlib.markers import CARETDOWN, CARETLEFT, CARETRIGHT, CARETUP
 
 from mtlcli.comparison.figures import data, style
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Report = Mapping[str, Any]
 
+_GOES_ON = " A triangle at the edge: it goes on beyond."
 _NUMBERED = 24  # metrics up to which a cell has room for its rank
 
 
@@ -26,23 +28,27 @@ def quality_cost(report: Report) -> Figure | None:
         return None
     baseline = report.get("baseline")
     what = "delta_m" if baseline else "mean rank"
+    low, high = data.limits([point.quality for point in points])
+    room = 0.12 * (high - low) or 1.0
+    low, high = low - room, high + room
+    cut = any(_beyond(point.interval, low, high) for point in points)
     figure = style.canvas(
         8,
         5,
         f"Quality against cost on {style.clip(report['dataset'])}: lower left is better",
         (f"delta_m is the mean change for the worse over all metrics, against {baseline}. " if baseline else "")
         + "The line is the Pareto front: nothing else is both as good and as cheap."
-        + (" Bars are 95 % intervals over seeds." if any(point.interval for point in points) else ""),
+        + (" Bars are 95 % intervals over seeds." if any(point.interval for point in points) else "")
+        + (_GOES_ON if cut else ""),
     )
     axes = figure.subplots()
-    low, high = data.limits([point.quality for point in points])
-    room = 0.12 * (high - low) or 1.0
-    low, high = low - room, high + room
     for point in points:
         shown = min(point.quality, high)
         colour = style.BETTER if point.front else style.UNCLEAR
         if point.interval:
             axes.plot([point.cost] * 2, point.interval, color=colour, alpha=0.4, linewidth=1.1, solid_capstyle="butt")
+            for end in _beyond(point.interval, low, high):
+                _triangle(axes, point.cost, end, CARETDOWN if end == low else CARETUP, colour)
         marker = "^" if point.quality > high else "s" if point.method == baseline else "o"
         axes.plot(point.cost, shown, marker, color=colour, markersize=7.5, markeredgecolor="white", clip_on=False)
     front = [point for point in points if point.front]
@@ -91,17 +97,22 @@ def improvement(report: Report) -> Figure | None:
     left_out = 0
     if rows > 3:  # dozens of tasks: the best methods are what one wants to see
         methods, left_out = methods[:10], len(methods[10:])
+    shown = {task: {m: by_method[m] for m in methods if m in by_method} for task, by_method in gains.items()}
+    limits = {task: _limits([gain.mean for gain in bars.values()]) for task, bars in shown.items()}
+    cut = any(_beyond(_reach(gain), *limits[task]) for task, bars in shown.items() for gain in bars.values())
     figure = style.canvas(
         2.0 + 2.3 * columns,
         rows * (0.75 + _row_height(methods) * len(methods)),
         f"Improvement over {style.clip(str(baseline))} by task, {style.clip(report['dataset'])}: right is better",
         "Bars are means over a task's metrics, whiskers 95 % intervals over seeds. A bar is pale where the interval "
         "holds zero, or is not known because there is one seed. The band around zero is the baseline's own interval."
-        + (f" {left_out} methods of lower quality are left out." if left_out else ""),
+        + (f" {left_out} methods of lower quality are left out." if left_out else "")
+        + (_GOES_ON if cut else ""),
     )
     for axes, (task, by_method) in zip(
         style.grid(figure, len(gains), columns, sharey=True), gains.items(), strict=True
     ):
+        axes.set_xlim(limits[task])
         _bars(axes, methods, by_method, by_method.get(str(baseline)))
         axes.set_title(style.clip(task))
         axes.set_xlabel("improvement, %")
@@ -113,11 +124,6 @@ def improvement(report: Report) -> Figure | None:
 def _bars(axes: Axes, methods: list[str], gains: Mapping[str, data.Gain], own: data.Gain | None) -> None:
     if own and own.interval:
         axes.axvspan(*own.interval, color=style.SHADE, zorder=0)
-    means = [gains[method].mean for method in methods if method in gains]
-    low, high = data.limits(means) if means else (0.0, 0.0)
-    # Two seeds have intervals of thirteen standard errors: they may leave the panel, or the bars were not seen.
-    room = 0.6 * max(abs(low), abs(high), 1e-9)
-    axes.set_xlim(min(low, 0.0) - room, max(high, 0.0) + room)
     axes.axvline(0, color=style.INK, linewidth=0.9)
     axes.grid(visible=False, axis="y")
     for place, method in enumerate(methods):
@@ -130,6 +136,33 @@ def _bars(axes: Axes, methods: list[str], gains: Mapping[str, data.Gain], own: d
         axes.barh(place, gain.mean, color=colour, alpha=1 if clear else 0.4, height=0.66)
         if gain.interval:
             axes.plot(gain.interval, [place] * 2, color=style.INK, linewidth=1.1, solid_capstyle="butt")
+        left, right = axes.get_xlim()
+        for end in _beyond(_reach(gain), left, right):
+            _triangle(axes, end, place, CARETLEFT if end == left else CARETRIGHT, style.INK)
+
+
+def _limits(means: Sequence[float]) -> tuple[float, float]:
+    """Of a panel of bars. Two seeds have intervals of thirteen standard errors: they may leave the panel, or the bars
+    were not seen."""
+    low, high = data.limits(means) if means else (0.0, 0.0)
+    room = 0.6 * max(abs(low), abs(high), 1e-9)
+    return min(low, 0.0) - room, max(high, 0.0) + room
+
+
+def _reach(gain: data.Gain) -> tuple[float, float]:
+    """From where to where a bar and its whisker go."""
+    ends = (gain.mean, *(gain.interval or ()))
+    return min(ends), max(ends)
+
+
+def _beyond(ends: tuple[float, float] | None, low: float, high: float) -> list[float]:
+    """The limits that something leaves a panel by."""
+    return [] if ends is None else [*([low] if ends[0] < low else []), *([high] if ends[1] > high else [])]
+
+
+def _triangle(axes: Axes, x: float, y: float, marker: Any, colour: str) -> None:
+    """With its tip at the place, so that it stays within the panel."""
+    axes.plot(x, y, marker=marker, color=colour, markersize=5, markeredgewidth=0)
 
 
 def rank_plot(report: Report) -> Figure | None:

@@ -13,6 +13,7 @@ from mtlcli.data.tables.options import LabelKind
 from mtlcli.data.tables.source import NO_UTF8, RAGGED, ROW, UNCLOSED, Block, Source
 from mtlcli.data.tables.splits import SPELLED
 from mtlcli.errors import MtlError, how_many
+from mtlcli.yamlfile import show
 
 if TYPE_CHECKING:
     import polars as pl
@@ -145,7 +146,8 @@ class Reader:
                 f"column '{name}' should hold {expected}, as in most rows; found {_shown(rows[name][0])}",
                 "correct it"
                 if faults.option == OF_NEW_FILES
-                else f"correct it, say what the column is (data.columns: {{{name}: categorical}})",
+                else f"correct it{self._missing(rows[name])}, say what the column is (data.columns: {{{name}: "
+                "categorical})",
             )
         return found.values, wrong
 
@@ -189,9 +191,20 @@ class Reader:
             block,
             rows[ROW],
             f"{about} should hold {expected}, or nothing where it is not known; found {_shown(rows[target.column][0])}",
-            "correct it",
+            "correct it"
+            if faults.option == OF_NEW_FILES
+            # A text that is repeated may be one more class.
+            else f"correct it{self._missing(rows[target.column], repeated=target.kind == 'regression')}",
         )
         return values.cast(pl.String) if target.kind != "regression" else values, wrong
+
+    def _missing(self, wrong: pl.Series, repeated: bool = True) -> str:
+        """The remedy for a text that seems to stand for a missing value: it has no letter or digit, or is repeated."""
+        text = wrong[0].strip() if isinstance(wrong[0], str) else ""
+        if not text or (any(map(str.isalnum, text)) and not (repeated and (wrong == wrong[0]).sum() > 1)):
+            return ""
+        listed = show([*self.source.missing, text], width=200)
+        return f", say that it stands for a missing value (data.missing: {listed})"
 
 
 def where(block: Block, row: int) -> str:
