@@ -372,7 +372,8 @@ def _age(seconds: float) -> str:
 
 def _cost_line(values: Mapping[str, Any], cost: Mapping[str, Any]) -> str:
     epoch = values["selected"]["epoch"]
-    chosen = f"epoch {epoch + 1} of {values['epochs']}, chosen on val; " if epoch is not None else ""
+    how = "chosen on val" if values["selected"]["by"] == "val" else "the last"
+    chosen = f"epoch {epoch + 1} of {values['epochs']}, {how}; " if epoch is not None else ""
     return (
         f"{chosen}{cost['seconds']:.1f} s, {_fixed(cost['step_ms_median'], 2)} ms per step (median), "
         f"{cost['backward_passes_per_step']} backward passes per step, peak {cost['peak_mib']:.0f} MiB"

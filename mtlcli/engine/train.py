@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 import time
@@ -111,7 +112,8 @@ def train(
         except BaseException as error:
             if ranks.rank == 0:
                 with suppress(MtlError):  # on a full disk the first error is the one to report
-                    run.update_info(status="failed", error=str(error) or type(error).__name__, ended=_now())
+                    what = str(error) if isinstance(error, MtlError) else f"{type(error).__name__}: {error}"
+                    run.update_info(status="failed", error=what, ended=_now())
             raise
         return run, result
 
@@ -155,7 +157,8 @@ def _existing(recipe: Recipe, name: str, out: Path | None) -> Run | None:
         raise MtlError(
             f"{run.path}: --resume needs the recipe that the run was started with; these keys differ (run -> now):\n"
             + "\n".join(f"  {line}" for line in changed)
-            + f"\nUse `mtl train {run.recipe_file} --resume` to go on with it, or another --out for a new run"
+            + f"\nUse `mtl train {shlex.quote(str(run.recipe_file))} --resume` to go on with it, or another --out for "
+            "a new run"
         )
     return run
 

@@ -40,7 +40,7 @@ def test_a_plugin_that_fails_on_the_way(mtl: Mtl, monkeypatch: pytest.MonkeyPatc
         f"error: {file}, line 7, in forward: {why}; MTL_TRACEBACK=1 shows the whole traceback\n",
     )
     info = json.loads(Path("run/run.json").read_text())
-    assert (info["status"], info["error"] in why) == ("failed", True)
+    assert (info["status"], info["error"]) == ("failed", why)
     Path("worse").touch()
     assert f"error: {file}, line 9, in forward: RuntimeError: " in mtl("train", "run/recipe.yaml", "--resume").err
     monkeypatch.setenv("MTL_TRACEBACK", "1")
