@@ -108,6 +108,30 @@ def test_singular_programs_are_solved(num_tasks: int, size: int) -> None:
         assert np.abs(products * (points - starts)).max() <= 1e-6 * scale  # complementary
 
 
+@pytest.mark.parametrize(("num_tasks", "size"), [(6, 5), (7, 5), (12, 5), (12, 30)])
+@pytest.mark.parametrize("alone", [False, True])
+def test_projections_of_duplicates_at_other_lengths(num_tasks: int, size: int, alone: bool) -> None:
+    """In float32 a multiple of a gradient is off its direction by rounding: the Gramian is singular up to that."""
+    for seed in range(60):
+        rng = torch.Generator().manual_seed(seed)
+        jacobian = torch.randn(num_tasks, size, generator=rng)
+        jacobian[num_tasks // 2 :] = jacobian[: num_tasks - num_tasks // 2].clone()
+        jacobian *= 10 ** (0.5 * torch.randn(num_tasks, 1, generator=rng))
+        wide = jacobian.double().numpy()
+        lengths = np.linalg.norm(wide, axis=1)
+        starts = np.eye(num_tasks) / num_tasks if alone else np.full((1, num_tasks), 1 / num_tasks)
+        points, exact = solvers.conflict_free_points(wide @ wide.T, starts)
+        assert exact
+        assert (points >= starts).all()
+        slopes = points @ wide @ wide.T / lengths
+        scale = (starts * lengths).max(1)[:, None]
+        assert (slopes >= -1e-7 * scale).all()  # dual feasible
+        assert (np.abs(slopes) * ((points - starts) * lengths > 0)).max() <= 1e-7 * scale.max()  # complementary
+        update = points.sum(0) @ wide
+        if np.linalg.norm(update) > 1e-6 * scale.max():  # else the projection is zero
+            assert (wide @ update >= -1e-5 * lengths * np.linalg.norm(update)).all()
+
+
 @pytest.mark.parametrize("radius", [0.2, 0.9, 1.5])
 @pytest.mark.parametrize("num_tasks", [2, 5, 40])
 @pytest.mark.parametrize("size", [4, 100])

@@ -171,10 +171,24 @@ def _nonnegative_minima(matrix: Array, linear: Array, free: NDArray[np.bool_]) -
             points[row], free[row] = _active_set(ridged, linear[row], np.maximum(points[row], 0))
         active = active[(count > 0) & (patience[active] >= 0)]
     # One step of refinement on the final entries takes the effect of the ridge back out.
-    points = np.maximum(_solve_free(ridged, linear + RIDGE * points, free), 0)
+    refined = np.maximum(_solve_free(ridged, linear + RIDGE * points, free), 0)
+    off = _violations(matrix, linear, refined)
+    # Along a direction in which Q is zero up to rounding that step has no bound and can leave the quadrant.
+    for row in np.flatnonzero(off > 1e-9):
+        refined[row] = points[row]
+        for _ in range(4):
+            refined[row], _ = _active_set(ridged, linear[row] + RIDGE * refined[row], refined[row])
+            off[row] = _violations(matrix, linear[row], refined[row])
+            if off[row] <= 1e-9:
+                break
+    return refined, bool((off <= TOLERANCE * np.maximum(1, refined.max(1))).all())
+
+
+def _violations(matrix: Array, linear: Array, points: Array) -> Array:
+    """How far each row of `points` (N, K) misses the conditions of optimality: slope 0, or at least 0 at the bound."""
     slopes = points @ matrix - linear
-    off = np.where(points > 0, np.abs(slopes), np.maximum(-slopes, 0)).max()
-    return points, bool(off <= TOLERANCE * max(1.0, float(points.max())))
+    worst: Array = np.where(points > 0, np.abs(slopes), -slopes).max(-1)
+    return worst
 
 
 def _active_set(matrix: Array, linear: Array, start: Array) -> tuple[Array, NDArray[np.bool_]]:
@@ -183,19 +197,26 @@ def _active_set(matrix: Array, linear: Array, start: Array) -> tuple[Array, NDAr
     From `start` >= 0 every round lowers the value, and ends with an entry more or less.
     """
     x, free = start, start > 0
+    barred = np.zeros_like(free)  # entries that rounding turned away at once, until x has moved
     for _ in range(10 * len(x) + 10):
         target = _solve_free(matrix, linear[None], free[None])[0]
         blocking = free & (target <= 0)
         if not blocking.any():
             x = target
-            slopes = np.where(free, 0, linear - matrix @ x)
+            slopes = np.where(free | barred, 0, linear - matrix @ x)
             if slopes.max() <= 1e-12:
                 break
             free[slopes.argmax()] = True
         else:
-            steps = x[blocking] / (x[blocking] - target[blocking])
-            x = np.maximum(x + steps.min() * (target - x), 0)
-            free[np.flatnonzero(blocking)[steps <= steps.min()]] = False
+            steps = x[blocking] / np.maximum(x[blocking] - target[blocking], 1e-300)
+            first = steps.min()
+            x = np.maximum(x + first * (target - x), 0)
+            leaving = np.flatnonzero(blocking)[steps <= first]
+            if first > 0:
+                barred[:] = False
+            else:
+                barred[leaving] = True
+            free[leaving] = False
             x[~free] = 0
     return x, free
 
