@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from torch import Tensor
 from weighting_toys import jacobian_of
@@ -154,6 +155,43 @@ def test_conflict_averse_point_is_optimal(num_tasks: int, size: int, radius: flo
 def test_conflict_averse_point_says_when_gradients_cancel() -> None:
     _, _, exact = solvers.conflict_averse_point(np.array([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), 0.5)
     assert not exact
+
+
+def projected_mean(jacobian: np.ndarray) -> np.ndarray:
+    """The vector nearest to the mean gradient that conflicts with no gradient, from the gradients themselves."""
+    mean, lengths = jacobian.mean(0), np.linalg.norm(jacobian, axis=1)
+    units = jacobian / np.where(lengths > 0, lengths, 1)[:, None]
+    return mean + units.T @ scipy.optimize.nnls(units.T, -mean, maxiter=1000)[0]
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.1, 0.4, 0.7, 0.99])
+@pytest.mark.parametrize("zeros", [0, 1, 2])
+@pytest.mark.parametrize("shortest", [1.0, 1e-12])
+def test_conflict_averse_point_with_zero_gradients(radius: float, zeros: int, shortest: float) -> None:
+    projections = 0
+    for seed in range(25):
+        jacobian = (jacobian_of(3 + zeros + seed % 3, 2 + seed % 4, seed) + 0.5 * (seed % 2)).numpy()
+        jacobian[:zeros] = 0
+        jacobian[-1] *= shortest
+        mean = jacobian.mean(0)
+        weights, factor, exact = solvers.conflict_averse_point(jacobian @ jacobian.T, radius)
+        assert weights.sum() == pytest.approx(1)
+        assert (weights >= 0).all()
+        assert factor < 1e3 / shortest
+        update = mean + factor * weights @ jacobian
+        size = np.linalg.norm(mean)
+        assert np.linalg.norm(update - mean) <= (radius + 1e-7) * size
+        scale = size * np.linalg.norm(jacobian, axis=1).max()
+        # No update in the ball gains more than this, whichever point of the simplex it is taken at.
+        points = np.vstack([weights, np.eye(len(jacobian))]) @ jacobian
+        bound = (points @ mean + radius * size * np.linalg.norm(points, axis=1)).min()
+        assert (jacobian @ update).min() >= bound - 1e-7 * scale
+        nearest = projected_mean(jacobian)
+        if zeros and radius > 0 and np.linalg.norm(nearest - mean) <= radius * size:
+            projections += 1
+            assert not exact
+            np.testing.assert_allclose(update, nearest, atol=1e-6 * size)
+    assert projections > 0 or not (zeros and radius > 0)
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.05, 0.7, 3.0, 20.0, 1e3])

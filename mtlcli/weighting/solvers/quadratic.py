@@ -12,6 +12,7 @@ from mtlcli.weighting.solvers.gramian import ROUNDING, Array, Solution, cosines
 # Added to the diagonal of matrices with entries of about 1, so that linearly dependent gradients share their weight
 # instead of blowing up. One step of refinement takes its effect on the solution back out.
 RIDGE = 1e-8
+VANISHING = 1e-25  # of the longest gradient: weights that bring shorter ones to its length come near float32's end
 TOLERANCE = 1e-7  # on the conditions of optimality, for problems with entries of about 1
 
 
@@ -71,8 +72,10 @@ def conflict_averse_point(gramian: Array, radius: float) -> tuple[Array, float, 
 
     For a given factor l the weights are those of the shortest point in the hull of g_k + g_0 / l, and l ||g_w|| rises
     with l. A guess at l is as a rule right and needs one round to be confirmed. Else, while the positive weights stay
-    the same, ||g_w||^2 = A + B / l^2, which gives the l of the next round; a bracket guards it. Where g_w tends to zero
-    the factor has no upper end; it stops, not exact, once g_w is down to 1e-4 of its terms and l g_w hardly moves.
+    the same, ||g_w||^2 = A + B / l^2, which gives the l of the next round; a bracket guards it.
+
+    Where g_w is zero, or below 1e-4 of its terms, l has no upper end, and each vector in the ball around g_0 that
+    conflicts with no gradient is best. Then, not exact, l w leads from g_0 to the nearest of these.
     """
     num, lengths = len(gramian), np.sqrt(np.maximum(gramian.diagonal(), 0))
     to_mean = gramian.mean(1)
@@ -81,20 +84,31 @@ def conflict_averse_point(gramian: Array, radius: float) -> tuple[Array, float, 
     weights = np.full(num, 1 / num)
     if target == 0 or math.sqrt(mean_square) <= ROUNDING * lengths.max():
         return weights, 0.0, True
+    there = np.flatnonzero(lengths > VANISHING * lengths.max())
+    part, tried = gramian, len(there) < num
+    if tried:
+        nearest = _conflict_free_pull(gramian, target)
+        if nearest:
+            return nearest
+        # Tasks for which nothing can be gained are not the worst off: the others cannot all be kept from losing.
+        weights, part, to_mean, lengths = np.zeros(num), gramian[there[:, None], there], to_mean[there], lengths[there]
     low, high = 0.0, math.inf
-    factor, free = _guessed_factor(gramian, to_mean, target) or (radius, None)
+    factor, free = _guessed_factor(part, to_mean, target) or (radius, None)
     for _ in range(60):
-        shifted = gramian + (to_mean[:, None] + to_mean) / factor + mean_square / factor**2
-        weights, exact = min_norm_point(shifted, free)
-        free = weights > 0
-        square = max(float(weights @ gramian @ weights), 0.0)
+        shifted = part + (to_mean[:, None] + to_mean) / factor + mean_square / factor**2
+        weights[there], exact = min_norm_point(shifted, free)
+        found = weights[there]
+        free = found > 0
+        square = max(float(found @ part @ found), 0.0)
+        if not tried and math.sqrt(square) <= 1e-4 * float(found @ lengths):
+            tried, nearest = True, _conflict_free_pull(gramian, target)
+            if nearest:
+                return nearest
         miss = factor * math.sqrt(square) / target - 1
         if abs(miss) <= 1e-9 or high - low <= 1e-12 * low:
             return weights, factor, exact
-        if miss < 0 and math.sqrt(square) <= 1e-4 * float(weights @ lengths):
-            break
         low, high = (factor, high) if miss < 0 else (low, factor)
-        affine = _shortest_affine(gramian, free)
+        affine = _shortest_affine(part, free)
         rest = target**2 - factor**2 * (square - affine)
         best = math.sqrt(rest / affine) if rest > 0 and affine > 0 else math.inf
         if high == math.inf:
@@ -102,6 +116,18 @@ def conflict_averse_point(gramian: Array, radius: float) -> tuple[Array, float, 
         else:
             factor = best if low < best < high else (low + high) / 2
     return weights, factor, False
+
+
+def _conflict_free_pull(gramian: Array, target: float) -> tuple[Array, float, bool] | None:
+    """The shortest step from the mean gradient to a vector that conflicts with no gradient, as `conflict_averse_point`
+    returns it; None where that is longer than `target`."""
+    num = len(gramian)
+    points, _ = conflict_free_points(gramian, np.full((1, num), 1 / num))
+    pull = points[0] - 1 / num
+    if float(pull @ gramian @ pull) > target**2:
+        return None
+    total = float(pull.sum())
+    return (pull / total, total, False) if total > 0 else (np.full(num, 1 / num), 0.0, False)
 
 
 def _guessed_factor(gramian: Array, to_mean: Array, target: float) -> tuple[float, NDArray[np.bool_]] | None:
