@@ -208,6 +208,39 @@ def test_power_point_at_any_scale(alpha: float) -> None:
         )
 
 
+OPPOSED_AND_SCATTERED = [
+    (0.1, [0.04, 75.3, 12.1, 0.00791, -5.31e-05, -4640.0, 2.01]),
+    (0.2, [0.00252, -188000.0, 0.00041, 0.112, 0.0669, 0.638, 6.15]),
+    (20.0, [-0.000664, -7.96e-07, -3110000.0, -1.03, -5.77e-05, -0.000132, 2.41]),
+    (30.0, [3680.0, 2.34, -0.000675, 0.253, 0.000483, 0.0303, 0.0675]),
+]
+
+
+@pytest.mark.parametrize(("alpha", "numbers"), OPPOSED_AND_SCATTERED)
+def test_power_point_gets_its_ridge_where_no_stage_is_solved(alpha: float, numbers: list[float]) -> None:
+    gradients = np.array(numbers)
+    w, exact = solvers.power_point(*solvers.cosines(np.outer(gradients, gradients)), alpha)
+    assert not exact
+    assert np.isfinite(w).all()
+    assert (w > 0).all()
+
+
+@pytest.mark.parametrize("alpha", [0.05, 1.0, 20.0, 50.0])
+def test_power_point_solves_for_weights_next_to_zero(alpha: float) -> None:
+    solved_for = 0
+    for seed in range(40):
+        jacobian = jacobian_of(3 + seed % 2, 2 + seed % 3, seed) * 10 ** (4 * jacobian_of(3 + seed % 2, 1, seed + 100))
+        cosine, lengths = solvers.cosines((jacobian @ jacobian.T).numpy())
+        w, exact = solvers.power_point(cosine, lengths, alpha)
+        if not exact:
+            continue
+        solved_for += 1
+        terms, wanted = cosine * (lengths * w), w ** (-1 / alpha) / lengths
+        off = np.abs(terms.sum(1) - wanted) - 1e-13 * np.abs(terms).sum(1)
+        assert (off / wanted)[w > 1e-290].max() < 1e-6
+    assert solved_for > 5
+
+
 def test_equal_projections_or_the_nearest() -> None:
     x, exact = solvers.equal_projections(np.eye(3))
     assert exact
