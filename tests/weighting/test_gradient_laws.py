@@ -16,6 +16,7 @@ E, F = torch.eye(6, dtype=torch.float64)[:2]
 HARD = {
     "zero_row": [G, ZERO, H],
     "zero_row_and_conflict": [3 * E, -E + 1.2 * F, ZERO],
+    "vanishing_row": [-1e-30 * (G + H), G, H],
     "all_zero": [ZERO, ZERO],
     "opposed": [G, -G],
     "opposed_and_unequal": [G, -1e5 * G],

@@ -28,6 +28,7 @@ class UPGrad(GradientWeighting):
         TorchJD solves for G / trace(G) + reg_eps I with reg_eps = 1e-4, whose updates can conflict a little, and does
         not project at all where trace(G) < norm_eps = 1e-4. `reg_eps` does the first here if asked; the second is left
         out.
+        Gradients below 1e-25 of the longest count as zero.
     """
 
     class Options(AnyOptions):

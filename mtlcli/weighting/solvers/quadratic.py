@@ -7,12 +7,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from mtlcli.weighting.solvers.gramian import ROUNDING, Array, Solution, cosines
+from mtlcli.weighting.solvers.gramian import ROUNDING, Array, Solution, cosines, lengths_of
 
 # Added to the diagonal of matrices with entries of about 1, so that linearly dependent gradients share their weight
 # instead of blowing up. One step of refinement takes its effect on the solution back out.
 RIDGE = 1e-8
-VANISHING = 1e-25  # of the longest gradient: weights that bring shorter ones to its length come near float32's end
 TOLERANCE = 1e-7  # on the conditions of optimality, for problems with entries of about 1
 
 
@@ -77,14 +76,14 @@ def conflict_averse_point(gramian: Array, radius: float) -> tuple[Array, float, 
     Where g_w is zero, or below 1e-4 of its terms, l has no upper end, and each vector in the ball around g_0 that
     conflicts with no gradient is best. Then, not exact, l w leads from g_0 to the nearest of these.
     """
-    num, lengths = len(gramian), np.sqrt(np.maximum(gramian.diagonal(), 0))
+    num, lengths = len(gramian), lengths_of(gramian)
     to_mean = gramian.mean(1)
     mean_square = max(float(to_mean.mean()), 0.0)
     target = radius * math.sqrt(mean_square)
     weights = np.full(num, 1 / num)
     if target == 0 or math.sqrt(mean_square) <= ROUNDING * lengths.max():
         return weights, 0.0, True
-    there = np.flatnonzero(lengths > VANISHING * lengths.max())
+    there = np.flatnonzero(lengths)
     part, tried = gramian, len(there) < num
     if tried:
         nearest = _conflict_free_pull(gramian, target)
