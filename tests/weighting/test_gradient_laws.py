@@ -12,8 +12,11 @@ from mtlcli import MtlError, gradient_weightings
 G = jacobian_of(1, 6)[0]
 H = jacobian_of(1, 6, seed=1)[0]
 ZERO = torch.zeros(6, dtype=torch.float64)
+E, F = torch.eye(6, dtype=torch.float64)[:2]
 HARD = {
     "zero_row": [G, ZERO, H],
+    "zero_row_and_conflict": [3 * E, -E + 1.2 * F, ZERO],
+    "vanishing_row": [-1e-30 * (G + H), G, H],
     "all_zero": [ZERO, ZERO],
     "opposed": [G, -G],
     "opposed_and_unequal": [G, -1e5 * G],
@@ -43,7 +46,7 @@ def test_finite(gradient_name: str, case: str, scale: float, dtype: torch.dtype)
     if method.reads == "gramian":
         weights = method(jacobian.double() @ jacobian.double().T, torch.ones(len(jacobian)))
         assert weights.shape == (len(jacobian),)
-        assert weights.isfinite().all()
+        assert (weights.abs() < 1e30).all()  # applied in float32, which ends at 3e38
 
 
 @pytest.mark.parametrize("scale", [1e-10, 1.0, 1e10])

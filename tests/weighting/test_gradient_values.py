@@ -258,3 +258,15 @@ def test_graddrop_gets_some_columns_at_a_time(monkeypatch: pytest.MonkeyPatch) -
 
 def test_sum_is_all_ones() -> None:
     assert build_gradient("sum", 3)(torch.eye(3), torch.ones(3)).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("alpha", [2.0, 20.0])
+@pytest.mark.parametrize("scale", [1e-15, 1e-5, 1.0])
+def test_fairgrad_keeps_to_its_norm_in_float32(alpha: float, scale: float) -> None:
+    """Terms that cancel leave their rounding, which must not outgrow the update."""
+    for seed in range(5):
+        jacobian = (scale * jacobian_of(12, 1, seed)).float()
+        wide = jacobian.double()
+        method = gradient_weightings.build("fairgrad", tasks=12, alpha=alpha)
+        weights = method(wide @ wide.T, torch.ones(12, dtype=torch.float64))
+        assert (weights.float() @ jacobian).norm() <= 1.01

@@ -137,6 +137,36 @@ def test_a_broken_or_unlabelled_sample_has_no_weight() -> None:
     assert output.isfinite().all()
     found = torch.autograd.grad(output.sum(), step.sample_losses)[0]
     torch.testing.assert_close(found, torch.tensor([[1.0, 0], [0, 0]], dtype=torch.float64))
+    (event,) = method.events
+    assert event.startswith("a sample's loss is not finite")
+    (shared,) = torch.autograd.grad(method(step).sum(), step.params["shared"])
+    torch.testing.assert_close(shared, rows[0, 0])  # the broken loss's own derivative is finite
+
+
+def test_a_label_that_is_nan_is_for_the_loss_to_mask() -> None:
+    """No weight can keep the derivative of a loss from being NaN; with the label masked its sample leaves no trace."""
+
+    class Squares(Linear):
+        labels = torch.tensor([[1.0, 2.0], [torch.nan, 1.0]], dtype=torch.float64)
+        masked = False
+
+        def of(self, params: Params) -> Tensor:
+            known = self.labels.isfinite() | (not self.masked)
+            return (super().of(params) - torch.where(known, self.labels, 0)).square() * known
+
+    class Masked(Squares):
+        masked = True
+
+    for step, finite in ((Squares(EXAMPLE, -ALONG), False), (Masked(EXAMPLE, -ALONG), True)):
+        method = build(2)
+        output = method(step)
+        assert output.isfinite().all()
+        (weight,) = torch.autograd.grad(output.sum(), step.sample_losses, retain_graph=True)
+        assert weight[1, 0] == 0
+        assert weight.any()
+        (shared,) = torch.autograd.grad(output.sum(), step.params["shared"])
+        assert bool(shared.isfinite().all()) == finite
+        assert sum(method.events.values()) == (not finite)
 
 
 def test_the_main_task_goes_by_name() -> None:

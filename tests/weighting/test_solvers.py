@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from torch import Tensor
 from weighting_toys import jacobian_of
@@ -108,6 +109,30 @@ def test_singular_programs_are_solved(num_tasks: int, size: int) -> None:
         assert np.abs(products * (points - starts)).max() <= 1e-6 * scale  # complementary
 
 
+@pytest.mark.parametrize(("num_tasks", "size"), [(6, 5), (7, 5), (12, 5), (12, 30)])
+@pytest.mark.parametrize("alone", [False, True])
+def test_projections_of_duplicates_at_other_lengths(num_tasks: int, size: int, alone: bool) -> None:
+    """In float32 a multiple of a gradient is off its direction by rounding: the Gramian is singular up to that."""
+    for seed in range(60):
+        rng = torch.Generator().manual_seed(seed)
+        jacobian = torch.randn(num_tasks, size, generator=rng)
+        jacobian[num_tasks // 2 :] = jacobian[: num_tasks - num_tasks // 2].clone()
+        jacobian *= 10 ** (0.5 * torch.randn(num_tasks, 1, generator=rng))
+        wide = jacobian.double().numpy()
+        lengths = np.linalg.norm(wide, axis=1)
+        starts = np.eye(num_tasks) / num_tasks if alone else np.full((1, num_tasks), 1 / num_tasks)
+        points, exact = solvers.conflict_free_points(wide @ wide.T, starts)
+        assert exact
+        assert (points >= starts).all()
+        slopes = points @ wide @ wide.T / lengths
+        scale = (starts * lengths).max(1)[:, None]
+        assert (slopes >= -1e-7 * scale).all()  # dual feasible
+        assert (np.abs(slopes) * ((points - starts) * lengths > 0)).max() <= 1e-7 * scale.max()  # complementary
+        update = points.sum(0) @ wide
+        if np.linalg.norm(update) > 1e-6 * scale.max():  # else the projection is zero
+            assert (wide @ update >= -1e-5 * lengths * np.linalg.norm(update)).all()
+
+
 @pytest.mark.parametrize("radius", [0.2, 0.9, 1.5])
 @pytest.mark.parametrize("num_tasks", [2, 5, 40])
 @pytest.mark.parametrize("size", [4, 100])
@@ -132,6 +157,43 @@ def test_conflict_averse_point_says_when_gradients_cancel() -> None:
     assert not exact
 
 
+def projected_mean(jacobian: np.ndarray) -> np.ndarray:
+    """The vector nearest to the mean gradient that conflicts with no gradient, from the gradients themselves."""
+    mean, lengths = jacobian.mean(0), np.linalg.norm(jacobian, axis=1)
+    units = jacobian / np.where(lengths > 0, lengths, 1)[:, None]
+    return mean + units.T @ scipy.optimize.nnls(units.T, -mean, maxiter=1000)[0]
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.1, 0.4, 0.7, 0.99])
+@pytest.mark.parametrize("zeros", [0, 1, 2])
+@pytest.mark.parametrize("shortest", [1.0, 1e-12])
+def test_conflict_averse_point_with_zero_gradients(radius: float, zeros: int, shortest: float) -> None:
+    projections = 0
+    for seed in range(25):
+        jacobian = (jacobian_of(3 + zeros + seed % 3, 2 + seed % 4, seed) + 0.5 * (seed % 2)).numpy()
+        jacobian[:zeros] = 0
+        jacobian[-1] *= shortest
+        mean = jacobian.mean(0)
+        weights, factor, exact = solvers.conflict_averse_point(jacobian @ jacobian.T, radius)
+        assert weights.sum() == pytest.approx(1)
+        assert (weights >= 0).all()
+        assert factor < 1e3 / shortest
+        update = mean + factor * weights @ jacobian
+        size = np.linalg.norm(mean)
+        assert np.linalg.norm(update - mean) <= (radius + 1e-7) * size
+        scale = size * np.linalg.norm(jacobian, axis=1).max()
+        # No update in the ball gains more than this, whichever point of the simplex it is taken at.
+        points = np.vstack([weights, np.eye(len(jacobian))]) @ jacobian
+        bound = (points @ mean + radius * size * np.linalg.norm(points, axis=1)).min()
+        assert (jacobian @ update).min() >= bound - 1e-7 * scale
+        nearest = projected_mean(jacobian)
+        if zeros and radius > 0 and np.linalg.norm(nearest - mean) <= radius * size:
+            projections += 1
+            assert not exact
+            np.testing.assert_allclose(update, nearest, atol=1e-6 * size)
+    assert projections > 0 or not (zeros and radius > 0)
+
+
 @pytest.mark.parametrize("alpha", [1e-3, 0.05, 0.7, 3.0, 20.0, 1e3])
 def test_power_point_at_any_scale(alpha: float) -> None:
     """Changing the unit of all gradients by c changes w by c^(-2 alpha / (1 + alpha))."""
@@ -144,6 +206,39 @@ def test_power_point_at_any_scale(alpha: float) -> None:
         np.testing.assert_allclose(
             scaled, plain * unit ** (-2 * alpha / (1 + alpha)), rtol=1e-6, atol=1e-25 * plain.max()
         )
+
+
+OPPOSED_AND_SCATTERED = [
+    (0.1, [0.04, 75.3, 12.1, 0.00791, -5.31e-05, -4640.0, 2.01]),
+    (0.2, [0.00252, -188000.0, 0.00041, 0.112, 0.0669, 0.638, 6.15]),
+    (20.0, [-0.000664, -7.96e-07, -3110000.0, -1.03, -5.77e-05, -0.000132, 2.41]),
+    (30.0, [3680.0, 2.34, -0.000675, 0.253, 0.000483, 0.0303, 0.0675]),
+]
+
+
+@pytest.mark.parametrize(("alpha", "numbers"), OPPOSED_AND_SCATTERED)
+def test_power_point_gets_its_ridge_where_no_stage_is_solved(alpha: float, numbers: list[float]) -> None:
+    gradients = np.array(numbers)
+    w, exact = solvers.power_point(*solvers.cosines(np.outer(gradients, gradients)), alpha)
+    assert not exact
+    assert np.isfinite(w).all()
+    assert (w > 0).all()
+
+
+@pytest.mark.parametrize("alpha", [0.05, 1.0, 20.0, 50.0])
+def test_power_point_solves_for_weights_next_to_zero(alpha: float) -> None:
+    solved_for = 0
+    for seed in range(40):
+        jacobian = jacobian_of(3 + seed % 2, 2 + seed % 3, seed) * 10 ** (4 * jacobian_of(3 + seed % 2, 1, seed + 100))
+        cosine, lengths = solvers.cosines((jacobian @ jacobian.T).numpy())
+        w, exact = solvers.power_point(cosine, lengths, alpha)
+        if not exact:
+            continue
+        solved_for += 1
+        terms, wanted = cosine * (lengths * w), w ** (-1 / alpha) / lengths
+        off = np.abs(terms.sum(1) - wanted) - 1e-13 * np.abs(terms).sum(1)
+        assert (off / wanted)[w > 1e-290].max() < 1e-6
+    assert solved_for > 5
 
 
 def test_equal_projections_or_the_nearest() -> None:

@@ -27,9 +27,11 @@ class CAGrad(GradientWeighting):
         Cranial-XIX/CAGrad. Heads receive the gradient of the summed losses, as in that code.
     Deviations: solved exactly in float64, where the code uses SLSQP from the uniform point and adds 1e-8 to both norms,
         which decides the answer for gradients that small. c, r and the factor K, which makes the direction comparable
-        to a sum of gradients, follow the code; SimplexLab/TorchJD leaves out r and K. Where g_w is zero (gradients
-        cancel) the factor is not unique: the update nearest to the mean gradient is taken, and the event is counted.
-        Tasks without a label in the batch, and with `groups` those that do not reach a group, are left out.
+        to a sum of gradients, follow the code; SimplexLab/TorchJD leaves out r and K. Where g_w is zero or below 1e-4
+        of its terms (gradients cancel, or one is zero) no task's gain can be the aim: of the updates in the ball that
+        conflict with no task, the nearest to the mean gradient is taken, and the event is counted. Gradients below
+        1e-25 of the longest count as zero. Tasks without a label in the batch, and with `groups` those that do not
+        reach a group, are left out.
     """
 
     class Options(AnyOptions):
@@ -53,6 +55,6 @@ class CAGrad(GradientWeighting):
         c = self.options.c
         worst, factor, exact = conflict_averse_point(checked(statistic, self.name), c)
         if not exact:
-            self.count("gradients cancel each other: took the nearest conflict-averse update")
+            self.count("gradients cancel, or one is zero: took the nearest update that conflicts with no task")
         shrink = (1.0, 1 + c**2, 1 + c)[self.options.rescale]
         return answer((1 + len(worst) * factor * worst) / shrink, statistic)

@@ -35,7 +35,9 @@ class FairGrad(GradientWeighting):
         left out, so that the equation holds for the weights returned. Where gradients cancel (a convex combination of
         them is zero) no solution exists: the least multiple of the identity that gives one is added to the cosines.
         Where an alpha below 0.1 or above 30 leaves no solution in floating point, a more moderate one is used. Both are
-        counted. A task with a zero gradient gets the smallest weight of the others, or 1.
+        counted, and for `max_norm` the update is then never shorter than 3e-4 of its terms, which is left of them in
+        float32. A task with a zero gradient, or one below 1e-25 of the longest, gets the smallest weight of the others,
+        or 1.
     """
 
     class Options(AnyOptions):
@@ -73,7 +75,8 @@ class FairGrad(GradientWeighting):
             if not exact:
                 self.count("no exact solution: gradients cancel (a ridge was added), or alpha is too extreme for them")
         scaled = found * lengths
-        norm = math.sqrt(max(float(scaled @ cosine @ scaled), 0.0))
+        # The sum is applied in float32: of terms that cancel, at least their rounding is left.
+        norm = math.sqrt(max(float(scaled @ cosine @ scaled), ROUNDING * float(scaled @ scaled)))
         if 0 < self.options.max_norm < norm:
             found = found * (self.options.max_norm / norm)
         weights = np.full(len(present), found.min())

@@ -35,8 +35,10 @@ class SLGrad(LossWeighting):
         optimiser that it does not undo, so that each batch steps twice; here scores are taken where the step starts, or
         with `look_ahead` after a plain gradient step of the learning rate's size, which leaves no trace. That step uses
         the weights of the code's last batch, sample by sample, which belong to other samples; here each task's share of
-        them (inference). A sample whose loss or score is not finite has weight 0, like one without a label. Where no
-        sample serves the main task, nothing is learned in that step (counted).
+        them (inference). A sample whose loss or score is not finite has weight 0, like one without a label. The loss's
+        own derivative times 0 is still NaN where that is not finite, as it is for a label that is NaN: such labels must
+        be masked before the loss, as the trainer does. Losses that are not finite are counted. Where no sample serves
+        the main task, nothing is learned in that step (counted).
     """
 
     class Options(AnyOptions):
@@ -75,6 +77,8 @@ class SLGrad(LossWeighting):
         """The sums (K,) of each task's weighted samples."""
         losses = step.sample_losses
         known = losses.detach().isfinite()
+        if not known.all():
+            self.count("a sample's loss is not finite: it has weight 0, but NaN labels must be masked before the loss")
         scores = torch.where(known, self._scores(step), 0).nan_to_num(0, 0, 0).clamp(min=0)
         total = step.mean_over_ranks(scores.sum())  # so that the mean of the ranks' gradients is the batch's
         if total > 0:

@@ -17,6 +17,10 @@ Array: TypeAlias = NDArray[np.float64]
 # a squared norm below this cannot be told from zero.
 ROUNDING = 1e-7
 
+# Shorter gradients, in lengths of the longest, count as zero: weights that stretch them to its length come near 3e38,
+# the end of float32, in which weights are applied.
+VANISHING = 1e-25
+
 
 class Solution(NamedTuple):
     """What a solver found. `exact` is False where the conditions of optimality are not met or had to be relaxed."""
@@ -44,11 +48,19 @@ def answer(weights: Array, statistic: Tensor) -> Tensor:
     return torch.from_numpy(weights).to(statistic)
 
 
+def lengths_of(gramian: Array) -> Array:
+    """Lengths (K,) of the gradients; 0 where one is below 1e-25 of the longest."""
+    lengths: Array = np.sqrt(np.maximum(gramian.diagonal(), 0))
+    lengths[lengths <= VANISHING * lengths.max()] = 0
+    return lengths
+
+
 def cosines(gramian: Array) -> tuple[Array, Array]:
     """Cosines (K, K) between the gradients and their lengths (K,).
 
-    Working on unit gradients makes solvers indifferent to scale. A zero gradient has length 0 and cosine 0 to all.
+    Working on unit gradients makes solvers indifferent to scale. A zero gradient has length 0 and cosine 0 to all, and
+    so has one below 1e-25 of the longest.
     """
-    lengths = np.sqrt(np.maximum(gramian.diagonal(), 0))
+    lengths = lengths_of(gramian)
     inverse = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     return np.clip(gramian * inverse[:, None] * inverse, -1, 1), lengths

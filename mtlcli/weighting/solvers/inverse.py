@@ -23,36 +23,50 @@ def inverse_point(cosine: Array) -> Solution:
 def power_point(cosine: Array, lengths: Array, alpha: float) -> Solution:
     """w > 0 (K,) with G w = w^(-1/alpha), for gradients of these cosines and lengths.
 
-    Each product holds to 1e-8 of its value or to the rounding of its terms. Otherwise like `inverse_point`, and not
+    Each product holds to 1e-8 of its value or to the rounding of its terms, unless its w is at the end of float64,
+    1e-300. Otherwise like `inverse_point`, and not
     exact where only a more moderate alpha, between 1 and `alpha`, could be solved for.
     """
     unit = math.exp(float(np.log(lengths).mean()))
     lengths = lengths / unit
     with np.errstate(all="ignore"):  # what overflows is thrown away
-        w, outcome = _newton(cosine, lengths, alpha)
+        w, outcome = _continued(cosine, lengths, alpha)
         exact = outcome == "solved"
-        if outcome == "stuck":  # come from where it is easy, and stay with the nearest alpha that can be solved
-            reached, w = w, np.empty(0)
-            for stage in np.geomspace(1, alpha, 2 + int(abs(math.log2(alpha)))).tolist():
-                reached, outcome = _newton(cosine, lengths, stage, w if len(w) else None)
-                if outcome != "solved":
-                    break
-                w = reached
-            exact = outcome == "solved"
-            outcome = outcome if outcome == "cancels" or not len(w) else "solved"
         ridge = ROUNDING
-        while outcome != "solved":
+        while outcome in ("cancels", "stuck"):
             ridged = cosine + ridge * np.eye(len(cosine))
-            w, outcome = _newton(ridged, lengths, alpha, w if outcome == "cancels" else None, may_cancel=True)
+            w, outcome = _continued(ridged, lengths, alpha, w if outcome == "cancels" else None, may_cancel=True)
             ridge *= 10
             if ridge > 1e6:  # G is as good as diagonal
                 w, outcome = lengths ** (-2 * alpha / (1 + alpha)), "solved"
     return Solution(w * unit ** (-2 * alpha / (1 + alpha)), exact)
 
 
+Outcome = Literal["solved", "moderate", "cancels", "stuck"]
+
+
+def _continued(
+    matrix: Array, lengths: Array, alpha: float, start: Array | None = None, may_cancel: bool = False
+) -> tuple[Array, Outcome]:
+    """Newton's method, and where it is stuck from alpha = 1 on in stages, each from the solution of the one before.
+
+    `moderate` where some stages are solved but not the last: the solution is that of the nearest alpha.
+    """
+    w, outcome = _newton(matrix, lengths, alpha, start, may_cancel)
+    if outcome != "stuck":
+        return w, outcome
+    reached = None
+    for stage in np.geomspace(1, alpha, 2 + int(abs(math.log2(alpha)))).tolist():
+        w, outcome = _newton(matrix, lengths, stage, reached, may_cancel)
+        if outcome != "solved":
+            break
+        reached = w
+    return (w, outcome) if reached is None or outcome != "stuck" else (reached, "moderate")
+
+
 def _newton(
     matrix: Array, lengths: Array, alpha: float, start: Array | None = None, may_cancel: bool = False
-) -> tuple[Array, Literal["solved", "cancels", "stuck"]]:
+) -> tuple[Array, Outcome]:
     """Newton's method with a line search.
 
     With D = diag(lengths), e = (1 - alpha) / (1 + alpha), p = 1 / alpha, s = D^e, w = D^(e - 1) x and y = s x, the
@@ -78,7 +92,7 @@ def _newton(
         missing = np.where(vanished, 0, np.maximum(np.abs(residual) - 1e-14 * (sizes @ y), 0))
         before, off = off, float((missing / pull).max())
         if off < 1e-10 or (off < 1e-8 and off > before / 2):
-            return to_weights * x, "solved"
+            break
         if not may_cancel and float(y @ product) <= ROUNDING * float(y @ y):
             return to_weights * x, "cancels"  # a convex combination of the unit gradients is as good as zero
         hessian = matrix.copy()
@@ -93,10 +107,13 @@ def _newton(
             return to_weights * x, "stuck"
         length = _step_length(y, move, product, matrix @ move, scale, power)
         if length == 0:
-            return to_weights * x, "solved" if off < 1e-8 else "stuck"
+            break
         y = y - length * move
         product = matrix @ y
-    return to_weights * x, "solved" if off < 1e-8 else "stuck"
+    if off >= 1e-8:
+        return to_weights * x, "stuck"
+    x[vanished] = np.maximum((product / scale)[vanished] ** -alpha, 1e-300)  # too small to change any product
+    return to_weights * x, "solved"
 
 
 def _step_length(y: Array, move: Array, product: Array, product_of_move: Array, scale: Array, power: float) -> float:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from mtlcli.weighting.solvers.gramian import ROUNDING, Array, Solution, cosines
+from mtlcli.weighting.solvers.gramian import ROUNDING, Array, Solution, cosines, lengths_of
 
 # Added to the diagonal of matrices with entries of about 1, so that linearly dependent gradients share their weight
 # instead of blowing up. One step of refinement takes its effect on the solution back out.
@@ -71,30 +71,43 @@ def conflict_averse_point(gramian: Array, radius: float) -> tuple[Array, float, 
 
     For a given factor l the weights are those of the shortest point in the hull of g_k + g_0 / l, and l ||g_w|| rises
     with l. A guess at l is as a rule right and needs one round to be confirmed. Else, while the positive weights stay
-    the same, ||g_w||^2 = A + B / l^2, which gives the l of the next round; a bracket guards it. Where g_w tends to zero
-    the factor has no upper end; it stops, not exact, once g_w is down to 1e-4 of its terms and l g_w hardly moves.
+    the same, ||g_w||^2 = A + B / l^2, which gives the l of the next round; a bracket guards it.
+
+    Where g_w is zero, or below 1e-4 of its terms, l has no upper end, and each vector in the ball around g_0 that
+    conflicts with no gradient is best. Then, not exact, l w leads from g_0 to the nearest of these.
     """
-    num, lengths = len(gramian), np.sqrt(np.maximum(gramian.diagonal(), 0))
+    num, lengths = len(gramian), lengths_of(gramian)
     to_mean = gramian.mean(1)
     mean_square = max(float(to_mean.mean()), 0.0)
     target = radius * math.sqrt(mean_square)
     weights = np.full(num, 1 / num)
     if target == 0 or math.sqrt(mean_square) <= ROUNDING * lengths.max():
         return weights, 0.0, True
+    there = np.flatnonzero(lengths)
+    part, tried = gramian, len(there) < num
+    if tried:
+        nearest = _conflict_free_pull(gramian, target)
+        if nearest:
+            return nearest
+        # Tasks for which nothing can be gained are not the worst off: the others cannot all be kept from losing.
+        weights, part, to_mean, lengths = np.zeros(num), gramian[there[:, None], there], to_mean[there], lengths[there]
     low, high = 0.0, math.inf
-    factor, free = _guessed_factor(gramian, to_mean, target) or (radius, None)
+    factor, free = _guessed_factor(part, to_mean, target) or (radius, None)
     for _ in range(60):
-        shifted = gramian + (to_mean[:, None] + to_mean) / factor + mean_square / factor**2
-        weights, exact = min_norm_point(shifted, free)
-        free = weights > 0
-        square = max(float(weights @ gramian @ weights), 0.0)
+        shifted = part + (to_mean[:, None] + to_mean) / factor + mean_square / factor**2
+        weights[there], exact = min_norm_point(shifted, free)
+        found = weights[there]
+        free = found > 0
+        square = max(float(found @ part @ found), 0.0)
+        if not tried and math.sqrt(square) <= 1e-4 * float(found @ lengths):
+            tried, nearest = True, _conflict_free_pull(gramian, target)
+            if nearest:
+                return nearest
         miss = factor * math.sqrt(square) / target - 1
         if abs(miss) <= 1e-9 or high - low <= 1e-12 * low:
             return weights, factor, exact
-        if miss < 0 and math.sqrt(square) <= 1e-4 * float(weights @ lengths):
-            break
         low, high = (factor, high) if miss < 0 else (low, factor)
-        affine = _shortest_affine(gramian, free)
+        affine = _shortest_affine(part, free)
         rest = target**2 - factor**2 * (square - affine)
         best = math.sqrt(rest / affine) if rest > 0 and affine > 0 else math.inf
         if high == math.inf:
@@ -102,6 +115,18 @@ def conflict_averse_point(gramian: Array, radius: float) -> tuple[Array, float, 
         else:
             factor = best if low < best < high else (low + high) / 2
     return weights, factor, False
+
+
+def _conflict_free_pull(gramian: Array, target: float) -> tuple[Array, float, bool] | None:
+    """The shortest step from the mean gradient to a vector that conflicts with no gradient, as `conflict_averse_point`
+    returns it; None where that is longer than `target`."""
+    num = len(gramian)
+    points, _ = conflict_free_points(gramian, np.full((1, num), 1 / num))
+    pull = points[0] - 1 / num
+    if float(pull @ gramian @ pull) > target**2:
+        return None
+    total = float(pull.sum())
+    return (pull / total, total, False) if total > 0 else (np.full(num, 1 / num), 0.0, False)
 
 
 def _guessed_factor(gramian: Array, to_mean: Array, target: float) -> tuple[float, NDArray[np.bool_]] | None:
@@ -171,10 +196,24 @@ def _nonnegative_minima(matrix: Array, linear: Array, free: NDArray[np.bool_]) -
             points[row], free[row] = _active_set(ridged, linear[row], np.maximum(points[row], 0))
         active = active[(count > 0) & (patience[active] >= 0)]
     # One step of refinement on the final entries takes the effect of the ridge back out.
-    points = np.maximum(_solve_free(ridged, linear + RIDGE * points, free), 0)
+    refined = np.maximum(_solve_free(ridged, linear + RIDGE * points, free), 0)
+    off = _violations(matrix, linear, refined)
+    # Along a direction in which Q is zero up to rounding that step has no bound and can leave the quadrant.
+    for row in np.flatnonzero(off > 1e-9):
+        refined[row] = points[row]
+        for _ in range(4):
+            refined[row], _ = _active_set(ridged, linear[row] + RIDGE * refined[row], refined[row])
+            off[row] = _violations(matrix, linear[row], refined[row])
+            if off[row] <= 1e-9:
+                break
+    return refined, bool((off <= TOLERANCE * np.maximum(1, refined.max(1))).all())
+
+
+def _violations(matrix: Array, linear: Array, points: Array) -> Array:
+    """How far each row of `points` (N, K) misses the conditions of optimality: slope 0, or at least 0 at the bound."""
     slopes = points @ matrix - linear
-    off = np.where(points > 0, np.abs(slopes), np.maximum(-slopes, 0)).max()
-    return points, bool(off <= TOLERANCE * max(1.0, float(points.max())))
+    worst: Array = np.where(points > 0, np.abs(slopes), -slopes).max(-1)
+    return worst
 
 
 def _active_set(matrix: Array, linear: Array, start: Array) -> tuple[Array, NDArray[np.bool_]]:
@@ -183,19 +222,26 @@ def _active_set(matrix: Array, linear: Array, start: Array) -> tuple[Array, NDAr
     From `start` >= 0 every round lowers the value, and ends with an entry more or less.
     """
     x, free = start, start > 0
+    barred = np.zeros_like(free)  # entries that rounding turned away at once, until x has moved
     for _ in range(10 * len(x) + 10):
         target = _solve_free(matrix, linear[None], free[None])[0]
         blocking = free & (target <= 0)
         if not blocking.any():
             x = target
-            slopes = np.where(free, 0, linear - matrix @ x)
+            slopes = np.where(free | barred, 0, linear - matrix @ x)
             if slopes.max() <= 1e-12:
                 break
             free[slopes.argmax()] = True
         else:
-            steps = x[blocking] / (x[blocking] - target[blocking])
-            x = np.maximum(x + steps.min() * (target - x), 0)
-            free[np.flatnonzero(blocking)[steps <= steps.min()]] = False
+            steps = x[blocking] / np.maximum(x[blocking] - target[blocking], 1e-300)
+            first = steps.min()
+            x = np.maximum(x + first * (target - x), 0)
+            leaving = np.flatnonzero(blocking)[steps <= first]
+            if first > 0:
+                barred[:] = False
+            else:
+                barred[leaving] = True
+            free[leaving] = False
             x[~free] = 0
     return x, free
 
