@@ -83,7 +83,15 @@ def weights_of(values: Sequence[float | None], missing: float = 0.0) -> list[flo
 
 def seen(parameter: Tensor, losses: Tensor) -> Tensor:
     """A learnable number per task (K,), without a gradient where the loss is exactly 0."""
+    if losses.device.type == "cpu" and 0.0 not in losses.tolist():  # a GPU would have to be waited for
+        return parameter
     return torch.where(losses.detach() == 0, parameter.detach(), parameter)
+
+
+def count_unusable(losses: Sequence[float], method: LossWeighting) -> None:
+    """Let `method` count that one of `losses` (K,) is not positive, unless it is 0."""
+    if any(loss <= SMALLEST for loss in losses if loss):
+        method.count("a loss was not positive: its task sat the step out")
 
 
 def log_of(losses: Tensor, method: LossWeighting) -> Tensor:
@@ -91,6 +99,5 @@ def log_of(losses: Tensor, method: LossWeighting) -> Tensor:
     values = losses.tolist()
     if not any(loss <= SMALLEST for loss in values):
         return losses.log()
-    if any(loss <= SMALLEST for loss in values if loss):
-        method.count("a loss was not positive: its task sat the step out")
+    count_unusable(values, method)
     return losses.clamp(min=SMALLEST).log()

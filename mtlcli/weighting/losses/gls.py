@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 from mtlcli.registry import loss_weightings
 from mtlcli.weighting.base import LossWeighting, StepView
-from mtlcli.weighting.losses._values import SMALLEST, log_of
+from mtlcli.weighting.losses._values import SMALLEST, count_unusable
 
 
 @loss_weightings.register("gls")
@@ -27,8 +28,10 @@ class GLS(LossWeighting):
 
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,), each times the factor that its gradient gets from the geometric mean."""
-        losses = step.losses.detach()
-        logs, there = log_of(losses, self), losses > SMALLEST
-        number = there.sum().clamp(min=1)
-        factors = (torch.where(there, logs, 0).sum() / number - logs).exp() / number
-        return torch.where(there, factors, 0) * step.losses
+        losses = step.losses.tolist()
+        count_unusable(losses, self)
+        logs = [math.log(loss) if loss > SMALLEST else None for loss in losses]
+        known = [log for log in logs if log is not None]
+        mean = sum(known) / max(len(known), 1)
+        factors = [0.0 if log is None else math.exp(mean - log) / len(known) for log in logs]
+        return step.losses.new_tensor(factors) * step.losses
