@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -38,6 +39,17 @@ class OptionError(MtlError):
         super().__init__(f"{option}: {message}")
         self.option = option
         self.message = message
+
+
+@contextmanager
+def about(option: str) -> Iterator[None]:
+    """Say that an MtlError raised inside is about the value of `option`."""
+    try:
+        yield
+    except OptionError:
+        raise
+    except MtlError as error:
+        raise OptionError(option, str(error)) from None
 
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ from mtlcli.data.tables.profile import Profile
 from mtlcli.data.tables.reader import INDEX, KEY, OF_NEW_FILES, Faults, Reader, Target, where
 from mtlcli.data.tables.source import ROW, Source
 from mtlcli.data.tables.splits import TRAIN, Codes, check_sizes, key_hashes
-from mtlcli.errors import MtlError, OptionError
+from mtlcli.errors import MtlError, OptionError, about
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import datasets
 
@@ -96,7 +96,8 @@ class Images(Dataset):
             raise OptionError("split.test_path", "is for tables; let `split.column` say which rows are for the test")
         if not options.path.is_dir():
             raise OptionError("path", f"should be a folder; found none at {options.path}")
-        source = Source.at(options.labels, MISSING)
+        with about("labels"):
+            source = Source.at(options.labels, MISSING)
         found, frame, codes = self._table(source)
         skipped = Skipped(options.on_error)
         place = partial(_where, source)

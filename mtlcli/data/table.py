@@ -22,7 +22,7 @@ from mtlcli.data.tables.reader import INDEX, KEY, OF_NEW_FILES, Faults, Reader
 from mtlcli.data.tables.source import ROW, Source
 from mtlcli.data.tables.splits import TRAIN, check_sizes, key_hashes
 from mtlcli.data.tables.stream import streamed
-from mtlcli.errors import MtlError, how_many
+from mtlcli.errors import MtlError, about, how_many
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import datasets
 
@@ -84,10 +84,12 @@ class OwnTable(Dataset):
     def load(self) -> MultiTaskData:
         """One pass over the rows; a stream reads them again in every epoch."""
         options, split = self.options, self.options.split
-        source = Source.at(options.path, options.missing)
+        with about("path"):
+            source = Source.at(options.path, options.missing)
         test = None
         if split.test_path is not None:
-            test = Source.at(split.test_path, options.missing, list(source.decimal_commas))
+            with about("split.test_path"):
+                test = Source.at(split.test_path, options.missing, list(source.decimal_commas))
         stream = source.decoded_mib > options.memory_mib if options.stream == "auto" else options.stream
         wanted = Wanted(
             tasks=options.tasks,

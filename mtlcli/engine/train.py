@@ -112,7 +112,8 @@ def train(
         except BaseException as error:
             if ranks.rank == 0:
                 with suppress(MtlError):  # on a full disk the first error is the one to report
-                    what = str(error) if isinstance(error, MtlError) else f"{type(error).__name__}: {error}"
+                    kind = "" if isinstance(error, MtlError) else type(error).__name__
+                    what = ": ".join(part for part in (kind, str(error)) if part)
                     run.update_info(status="failed", error=what, ended=_now())
             raise
         return run, result

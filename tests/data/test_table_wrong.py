@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from tables import Y, csv, customers, lines, load, problems
 
-from mtlcli.errors import MtlError
+from mtlcli.errors import MtlError, OptionError
 
 # -- leaks -------------------------------------------------------------------------------------------------------------
 
@@ -233,3 +233,12 @@ def test_odd_texts_are_read(tmp_path: Path) -> None:
     assert data.fitted["columns"][1]["categories"] == ['a, "b"\nc0', 'a, "b"\nc1']
     with pytest.raises(MtlError, match=r"row 41: column 'x'"):
         load(csv(tmp_path, quoted + "one,a,0\n"), tasks=Y)
+
+
+def test_a_file_that_is_not_there_is_named_with_its_option(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"none\.csv: no such file") as caught:
+        load(tmp_path / "none.csv", tasks=Y)
+    assert caught.value.option == "path"
+    with pytest.raises(OptionError, match=r"none\.csv: no such file") as caught:
+        load(csv(tmp_path, lines()), tasks=Y, split={"test_path": tmp_path / "none.csv"})
+    assert caught.value.option == "split.test_path"

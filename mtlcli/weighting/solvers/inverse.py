@@ -24,8 +24,8 @@ def power_point(cosine: Array, lengths: Array, alpha: float) -> Solution:
     """w > 0 (K,) with G w = w^(-1/alpha), for gradients of these cosines and lengths.
 
     Each product holds to 1e-8 of its value or to the rounding of its terms, unless its w is at the end of float64,
-    1e-300. Otherwise like `inverse_point`, and not
-    exact where only a more moderate alpha, between 1 and `alpha`, could be solved for.
+    1e-300. Otherwise like `inverse_point`, and not exact where only a more moderate alpha, between 1 and `alpha`, could
+    be solved for.
     """
     unit = math.exp(float(np.log(lengths).mean()))
     lengths = lengths / unit
