@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtlcli import metrics, registry
+from mtlcli.comparison import discovery
 from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.options import fields
 
@@ -20,15 +21,15 @@ KINDS: Mapping[str, registry.Registry[Any]] = {
     "launchers": registry.launchers,
 }
 ALL_KINDS = (*KINDS, "metrics")
-RUNS = "runs"  # what `mtl list` reads from a folder instead
 
 
 def overview(kind: str | None) -> dict[str, list[dict[str, str]]]:
     """Names and one-sentence summaries, of one kind or all. Raises MtlError for an unknown kind."""
     if kind is not None and kind not in ALL_KINDS:
+        kinds = (*ALL_KINDS, discovery.KIND)
         home = next((k for k in ALL_KINDS if kind in _names(k)), None)
-        hint = f"; did you mean: mtl list {home} {kind}" if home else did_you_mean(kind, (*ALL_KINDS, RUNS))
-        raise MtlError(f"mtl list: no kind '{kind}'{hint}; there are: {', '.join((*ALL_KINDS, RUNS))}")
+        hint = f"; did you mean: mtl list {home} {kind}" if home else did_you_mean(kind, kinds)
+        raise MtlError(f"mtl list: no kind '{kind}'{hint}; there are: {', '.join(kinds)}")
     return {k: [{"name": n, "summary": _summary(k, n)} for n in _names(k)] for k in ALL_KINDS if kind in (None, k)}
 
 

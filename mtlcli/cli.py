@@ -267,19 +267,22 @@ def list_(
 ) -> None:
     """List what there is; with a name, its page."""
     with output(as_json) as (target, emit):
-        from mtlcli import catalogue, pages, render
+        from mtlcli import pages, render
+        from mtlcli.comparison import discovery
 
-        if kind == catalogue.RUNS:
-            from mtlcli.comparison import discovery
-
-            values: dict[str, Any] = discovery.listing(Path(name) if name is not None else discovery.RUNS)
+        values: dict[str, Any]
+        if kind == discovery.KIND:
+            values = discovery.listing(Path(name) if name is not None else discovery.RUNS)
             target.print(render.runs(values, target.width))
-        elif kind is not None and name is not None:
-            values = catalogue.page(kind, name)
-            target.print(pages.page(values))
         else:
-            values = catalogue.overview(kind)
-            target.print(pages.listing(values))
+            from mtlcli import catalogue
+
+            if kind is not None and name is not None:
+                values = catalogue.page(kind, name)
+                target.print(pages.page(values))
+            else:
+                values = catalogue.overview(kind)
+                target.print(pages.listing(values))
         emit(values)
 
 

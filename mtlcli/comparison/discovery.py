@@ -17,6 +17,7 @@ from mtlcli.comparison.report import SINGLE_TASK
 from mtlcli.errors import MtlError
 from mtlcli.runs import ASIDE, Run
 
+KIND = "runs"  # to `mtl list`
 RUNS = Path("runs")  # where runs are written that are not told where
 
 

@@ -335,10 +335,11 @@ def test_a_process_separates_its_streams_and_imports_what_it_needs() -> None:
     assert not loaded & {"torchmetrics", "torchvision", "scipy", "pandas", "sklearn", "matplotlib", "torch._dynamo"}
 
 
-def test_help_and_comparing_runs_need_no_torch(trained: Path) -> None:
+def test_help_and_runs_need_no_torch(trained: Path) -> None:
     script = (
         "import sys\nfrom mtlcli.cli import run\n"
         "assert run(['compare', 'run']) == 0\nassert run(['train', '--help']) == 0\n"
+        "assert run(['list', 'runs', '.']) == 0\n"
         "assert not {'torch', 'polars', 'numpy'} & set(sys.modules), 'slow'"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
