@@ -140,6 +140,10 @@ class Run:
         """run.json. Raises MtlError where it cannot be read."""
         return read_json(self.info_file)
 
+    def finished(self) -> bool:
+        """Whether it has been trained to its end. Raises MtlError where run.json cannot be read."""
+        return self.info().get("status") == "finished"
+
     def update_info(self, **values: Any) -> None:
         """Change entries of run.json."""
         current = read_json(self.info_file) if self.info_file.exists() else {"schema_version": SCHEMA_VERSION}

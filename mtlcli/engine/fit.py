@@ -19,7 +19,7 @@ from mtlcli.data.base import Batch, Loader
 from mtlcli.engine.checkpoints import in_short, load_model, read_checkpoint
 from mtlcli.engine.evaluate import TaskScore, evaluate
 from mtlcli.engine.events import Diagnostics, EpochDone, Event, Finished, Started, StepDone, Warned
-from mtlcli.engine.prepare import Prepared, scale_warning, step_for
+from mtlcli.engine.prepare import NORMS, Prepared, check_batches, scale_warning, step_for
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.selection import Selection
 from mtlcli.engine.step import Report
@@ -49,6 +49,7 @@ class Fit:
         recipe = self.recipe = prepared.recipe
         self.tasks = prepared.data.tasks
         self.model = prepared.model
+        check_batches(prepared, ranks.world)
         self.loader = self._loader("train", recipe.train.seed)
         self.held_out = self._loader("held_out", recipe.train.seed + 1) if recipe.data.held_out else None
         self.extra = [self._loader("train", recipe.train.seed + 2 + n) for n in range(recipe.data.extra_batches)]
@@ -102,7 +103,7 @@ class Fit:
             resumed=self._resumed,
         )
         if not self._resumed:
-            for note in (*self.prepared.data.notes, *fitting.idle(self.recipe.loss, train.epochs)):
+            for note in (*self.prepared.data.notes, *fitting.idle(self.recipe.loss, train.epochs), *self._apart()):
                 yield Warned(note)
             self._save()
         self.model.train()
@@ -223,8 +224,10 @@ class Fit:
 
     def _end_epoch(self, epoch: int, before: float, begun: float) -> EpochDone:
         prepared = self.prepared
+        self._share_statistics()
         val = evaluate(self.model, self.tasks, prepared.data.splits["val"], prepared.metrics, prepared.autocast)
-        score = self.selection.score(val, epoch)
+        own = self.selection.score(val, epoch)
+        score = self.ranks.agreed(lambda: own)  # the schedule hears it, and must not run apart by a rounding
         self.schedule.end_epoch(score)
         known = self.best["score"]
         best = known is None or (score is not None and score > known)  # the newest, while there is nothing to choose by
@@ -357,8 +360,22 @@ class Fit:
         self.step_ms, self.peak_mib = list(cost["step_ms"]), cost["peak_mib"]
         self._resumed = True
 
+    def _apart(self) -> Iterator[str]:
+        """What several ranks do otherwise than one."""
+        if self.ranks.world > 1 and any(isinstance(module, NORMS) for module in self.model.modules()):
+            yield (
+                f"batch normalisation takes its means over the rows of each of the {self.ranks.world} processes alone, "
+                "so that together they train a little differently from a single one; another norm does not"
+            )
+
+    def _share_statistics(self) -> None:
+        """Batch normalisation counts the rows of its own rank; from here on all ranks have the mean of these counts."""
+        normalising = [module for module in self.model.modules() if isinstance(module, NORMS)]
+        self.ranks.mean_([b for module in normalising for b in module.buffers() if b.is_floating_point()])
+
     def _save(self, best: bool = False) -> None:
         """Write last.pt, and best.pt before it, so that last.pt never names a best epoch that is not on disk."""
+        self._share_statistics()
         broken = next((n for n, p in self.model.named_parameters() if not bool(p.isfinite().all())), None)
         if broken is not None:
             raise TrainingError(

@@ -12,7 +12,7 @@ from mtlcli import fitting
 from mtlcli.data.base import NewRows
 from mtlcli.engine.checkpoints import load_model
 from mtlcli.engine.evaluate import evaluate
-from mtlcli.engine.prepare import Prepared, choose_device, dataset, prepare, scale_warning, step_for
+from mtlcli.engine.prepare import Prepared, check_batches, choose_device, dataset, prepare, scale_warning, step_for
 from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.recipe import Recipe
 from mtlcli.runs import SCHEMA_VERSION, Run, read_recipe
@@ -24,6 +24,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
     loss, gradient = prepared.weightings()
     model = prepared.model
     step_for(prepared, loss, gradient)  # for what it refuses
+    check_batches(prepared)
     splits = prepared.data.splits
     warning = scale_warning(_first_losses(prepared))
     return {

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from mtlcli import metrics, registry
-from mtlcli.data.base import Dataset, Features, JointFeatures, MultiTaskData
+from mtlcli.data.base import BaseSplit, Dataset, Features, JointFeatures, MultiTaskData
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.step import Step
 from mtlcli.errors import MtlError, OptionError, did_you_mean
-from mtlcli.models.base import Encoder, MTLModel
+from mtlcli.models.base import Encoder, MTLModel, run
 from mtlcli.models.heads import build_head
 from mtlcli.models.sources import SourcesEncoder, check_reads
 from mtlcli.recipe import Recipe
@@ -24,6 +24,7 @@ from mtlcli.tasks import unusable
 from mtlcli.weighting.base import GradientWeighting, LossWeighting
 
 SELECT_BY = ("delta", "loss", "last")
+NORMS = nn.modules.batchnorm._BatchNorm  # which take means over the rows of a batch
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,40 @@ def step_for(prepared: Prepared, loss: LossWeighting, gradient: GradientWeightin
         )
     except MtlError as error:
         raise prepared.recipe.error("weighting.gradient", str(error)) from None
+
+
+def check_batches(prepared: Prepared, world: int = 1) -> None:
+    """Raise MtlError where a rank would get a single row to train a model on that normalises over rows."""
+    recipe = prepared.recipe
+    size = recipe.data.batch_size
+    if isinstance(prepared.data.features, JointFeatures):  # every source has a size of its own
+        return
+    for split in (split for name, split in prepared.data.splits.items() if name in ("train", "held_out")):
+        rows = len(split)
+
+        def single(size: int, rows: int = rows) -> bool:
+            return any(0 < batch < 2 * world for batch in (min(size, rows), rows % size))
+
+        if single(size) and not _takes_one_row(prepared, split):
+            able = next((str(other) for other in range(size + 1, size + rows) if not single(other)), "no other")
+            raise recipe.error(
+                "data.batch_size",
+                f"{size} of {rows:,} rows at a time leaves a single one to some {'process' if world > 1 else 'step'}, "
+                f"over which batch normalisation cannot take a mean and a variance; {able} would do, or another norm",
+            )
+
+
+def _takes_one_row(prepared: Prepared, split: BaseSplit) -> bool:
+    """Whether the model can be trained on a single row: maps and graphs have several values in one."""
+    trial = copy.deepcopy(prepared.plain_model)
+    for module in trial.modules():  # dropout, for one, would draw random numbers that the training then lacks
+        module.train(isinstance(module, NORMS))
+    try:
+        with torch.no_grad():
+            run(trial, next(iter(split.batches(1))), prepared.autocast)
+    except ValueError as error:
+        return "more than 1 value per channel" not in str(error)
+    return True
 
 
 def load_data(recipe: Recipe) -> MultiTaskData:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from mtlcli.errors import MtlError
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -49,6 +54,23 @@ class Ranks:
         total = torch.tensor([float(flag)], device=device)
         dist.all_reduce(total)
         return bool(total.item() > 0)
+
+    def agreed(self, find: Callable[[], T]) -> T:
+        """What `find` returns or raises (an MtlError) on the first rank, which alone calls it: files, say, may change
+        while others look."""
+        if self.world == 1:
+            return find()
+        told: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                told[0] = find()
+            except MtlError as error:
+                told[1] = error
+        dist.broadcast_object_list(told, src=0)
+        if told[1] is not None:
+            raise told[1]
+        found: T = told[0]
+        return found
 
     def barrier(self) -> None:
         """Wait for every rank."""

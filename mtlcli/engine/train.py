@@ -14,13 +14,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from mtlcli.engine.events import Event, Warned
 from mtlcli.engine.fit import Fit, Interrupted
 from mtlcli.engine.prepare import choose_device, prepare
 from mtlcli.engine.ranks import Ranks
-from mtlcli.errors import MtlError, Stopped, TrainingError
+from mtlcli.errors import MtlError, Stopped
 from mtlcli.loggers.fanout import Fanout
 from mtlcli.recipe import Recipe, differences
 from mtlcli.runs import Run, provenance, read_recipe
@@ -87,19 +86,19 @@ def train(
             torch.cuda.set_device(chosen)
         ranks = Ranks.start(chosen.type)
         stack.callback(Ranks.stop)
-        existing = _existing(recipe, name, out) if resume else None
-        if existing is not None and existing.info().get("status") == "finished":
+        existing = ranks.agreed(lambda: _existing(recipe, name, out)) if resume else None
+        if existing is not None and ranks.agreed(existing.finished):
             return existing, existing.result()
         # Everything that can be wrong with a recipe shows before there is a folder for it.
         fit = Fit(prepare(recipe, chosen), existing or Run(out or Path(name)), ranks, stop.requested)
         fitted = fit.prepared.data.fitted
-        run = fit.run = existing or _create(recipe, name, out, resume, ranks, str(chosen), fitted)
-        if ranks.rank == 0:
-            stack.enter_context(run.lock(wait))
+        about = {"device": str(chosen), "ranks": ranks.world}
+        run = fit.run = existing or ranks.agreed(lambda: _create(recipe, name, out, resume, about, fitted))
+        ranks.agreed(lambda: stack.enter_context(run.lock(wait)))
         stack.callback(run.close)
-        if run.info().get("status") == "finished":  # by the process whose lock was waited for
+        if ranks.agreed(run.finished):  # by the process whose lock was waited for
             return run, run.result()
-        if run.last.exists():
+        if ranks.agreed(run.last.exists):
             fit.resume()
         if ranks.rank == 0:
             run.update_info(status="running", pid=os.getpid(), error=None)
@@ -169,26 +168,17 @@ def _create(
     name: str,
     out: Path | None,
     resume: bool,
-    ranks: Ranks,
-    device: str,
+    about: Mapping[str, Any],
     fitted: Mapping[str, Any] | None,
 ) -> Run:
-    path: list[str | None] = [None]
-    if ranks.rank == 0:
-        info = {"status": "running", "pid": os.getpid(), "device": device, "ranks": ranks.world, **provenance()}
-        try:
-            run = Run.create(out, name, recipe.dump(), info, fitted)
-        except MtlError:
-            found = _existing(recipe, name, out) if resume else None  # made by another process in the meantime
-            if found is None:
-                raise
-            run = found
-        path = [str(run.path)]
-    if ranks.world > 1:
-        dist.broadcast_object_list(path, src=0)
-    if path[0] is None:
-        raise TrainingError("the first rank made no run directory")
-    return Run(Path(path[0]))
+    info = {"status": "running", "pid": os.getpid(), **about, **provenance()}
+    try:
+        return Run.create(out, name, recipe.dump(), info, fitted)
+    except MtlError:
+        found = _existing(recipe, name, out) if resume else None  # made by another process in the meantime
+        if found is None:
+            raise
+        return found
 
 
 def _now() -> str:

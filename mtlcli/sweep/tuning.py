@@ -138,5 +138,5 @@ def _reuse(trial: Path, run: Planned) -> None:
     """Let the best trial's run be the comparison's too: it is the same run."""
     done = Run(trial)
     with suppress(MtlError, OSError):  # then it is trained again, with the same result
-        if done.info().get("status") == "finished" and not differences(read_recipe(done), run.recipe):
+        if done.finished() and not differences(read_recipe(done), run.recipe):
             place(trial, run.path, run.recipe)
