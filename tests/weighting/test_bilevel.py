@@ -163,6 +163,30 @@ def test_forum_solves_the_published_program(seed: int) -> None:
     assert value(found) >= value(expected) - 2e-2
 
 
+def test_forums_program_of_many_tasks_is_solved() -> None:
+    """It is convex, so that slopes towards the corners of the simplex bound what is left to gain."""
+    rng = np.random.default_rng(0)
+    sides = set()
+    for trial in range(1000):
+        tasks = int(rng.integers(2, 13))
+        dimensions = int(rng.integers(1, 2 + trial % (tasks + 2)))  # often fewer than tasks
+        units = rng.normal(size=(tasks, dimensions))
+        units /= np.linalg.norm(units, axis=1)[:, None]
+        direction = rng.normal(size=units.shape[1]) + 3 * (trial % 3 == 0) * units.sum(0)
+        direction /= np.linalg.norm(direction) * rng.uniform(1, 1.1)
+        gramian, along, radius = units @ units.T, units @ direction, 10 ** rng.uniform(-2, 0.5)
+        found = aligned_minimum(gramian, along, radius)
+        assert found.sum() == pytest.approx(1)
+        assert (found >= 0).all()
+        x = found @ along
+        on_kink = abs(x - radius) < 1e-7
+        sides.add("kink" if on_kink else x > radius)
+        slopes = np.linspace(-radius, 0, 2001) if on_kink else [radius - 2 * x if x < radius else 0.0]
+        left = [gradient @ found - gradient.min() for gradient in (2 * gramian @ found + s * along for s in slopes)]
+        assert min(left) < 1e-5 + 2 * radius / 2000 * on_kink, trial
+    assert sides == {"kink", True, False}
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_forums_program_of_two_tasks_against_a_grid(seed: int) -> None:
     """Some of these have their answer on the kink, where the push towards the training loss sets in."""

@@ -14,7 +14,7 @@ from mtlcli.weighting.base import Params, StepView
 from mtlcli.weighting.losses._bilevel import Bilevel, gradients
 from mtlcli.weighting.solvers import Array, onto_simplex
 
-ITERATIONS = 300
+ITERATIONS = 1000
 
 
 @loss_weightings.register("forum")
@@ -131,14 +131,24 @@ def aligned_minimum(gramian: Array, along: Array, radius: float) -> Array:
     far = _simplex_minimum(gramian, np.zeros_like(along))
     if far @ along >= radius:
         return far
-    low, high = -1.0, 0.0  # slopes that pull to either side of the kink
-    while _simplex_minimum(gramian, low * along) @ along < radius and low > -1e6:
-        low *= 2
+    # A minimum on the kink lies between those that a slope pulls to either side of it, as the slopes come together.
+    low, high = -1.0, 0.0
+    above, below = _simplex_minimum(gramian, low * along), far
+    while above @ along < radius and low > -1e6:
+        low, high, below = 2 * low, low, above
+        above = _simplex_minimum(gramian, low * along)
+    if above @ along < radius:
+        return above
     for _ in range(40):
         middle = (low + high) / 2
         found = _simplex_minimum(gramian, middle * along)
-        low, high = (middle, high) if found @ along > radius else (low, middle)
-    return found
+        if found @ along > radius:
+            low, above = middle, found
+        else:
+            high, below = middle, found
+    share = (radius - float(below @ along)) / max(float((above - below) @ along), 1e-300)
+    between: Array = below + min(max(share, 0.0), 1.0) * (above - below)
+    return between
 
 
 def _simplex_minimum(matrix: Array, linear: Array) -> Array:
@@ -148,12 +158,15 @@ def _simplex_minimum(matrix: Array, linear: Array) -> Array:
     momentum = 1.0
     for _ in range(ITERATIONS):
         moved = onto_simplex(ahead - rate * (2 * matrix @ ahead + linear))
+        # Where momentum runs against a side of the simplex, points repeat before they are the answer: what has to stand
+        # still is the step itself.
+        done = np.abs(moved - ahead).max() < 1e-12
         change = moved - point
         if (ahead - moved) @ change > 0:  # momentum has overshot
             momentum = 1.0
         faster = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         ahead = moved + (momentum - 1) / faster * change
         point, momentum = moved, faster
-        if np.abs(change).max() < 1e-12:
+        if done:
             break
     return point
