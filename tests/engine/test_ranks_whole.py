@@ -38,13 +38,8 @@ def made(norm: str = "batch", **sections: Any) -> recipe.Recipe:
     )
 
 
-def join(rank: int, meeting: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-
-
-def train(rank: int, folder: Path, name: str, stop_at: int | None = None) -> dict[str, Any]:
+def train(folder: Path, name: str, stop_at: int | None = None) -> dict[str, Any]:
     """What a rank holds after a run at `folder / name`, and what was said."""
-    join(rank, folder / f"meet-{name}-{stop_at}")
     kept: list[Fit] = []
     said: list[str] = []
 
@@ -70,9 +65,8 @@ def train(rank: int, folder: Path, name: str, stop_at: int | None = None) -> dic
     return {"outcome": outcome, "model": model, "lr": fit.optimizer.param_groups[0]["lr"], "said": said}
 
 
-def agreements(rank: int, folder: Path) -> dict[str, Any]:
+def agreements(rank: int) -> dict[str, Any]:
     """What `agreed` gives where the ranks see different things."""
-    join(rank, folder / "meet-agreed")
     ranks = Ranks()
     asked: list[int] = []
 
@@ -88,19 +82,21 @@ def agreements(rank: int, folder: Path) -> dict[str, Any]:
         ranks.agreed(fail)
     except MtlError as error:
         found["error"] = type(error), str(error)
-    Ranks.stop()
     return found
 
 
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     here = Path(folder)
+    dist.init_process_group("gloo", init_method=f"file://{here}/meet", rank=rank, world_size=2)
+    leave, Ranks.stop = Ranks.stop, lambda: None  # type: ignore[method-assign] # there is more than one run to come
     found = {
-        "agreed": agreements(rank, here),
-        "whole": train(rank, here, "whole"),
-        "stopped": train(rank, here, "parts", stop_at=30),
-        "resumed": train(rank, here, "parts"),
+        "agreed": agreements(rank),
+        "whole": train(here, "whole"),
+        "stopped": train(here, "parts", stop_at=30),
+        "resumed": train(here, "parts"),
     }
+    leave()
     torch.save(found, here / f"{rank}.pt")
 
 
