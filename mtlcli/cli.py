@@ -177,7 +177,7 @@ def compare(
 ) -> None:
     """Train methods and seeds side by side, or compare finished runs."""
     with output(as_json) as (target, emit):
-        from mtlcli import render
+        from mtlcli import render, terminal
         from mtlcli.comparison import discovery
         from mtlcli.comparison.report import report
 
@@ -222,7 +222,7 @@ def compare(
                 raise typer.Exit(128 + stopped.signal) from None
             chosen = discovery.read(paths)
         for message in chosen.damaged:  # now, for without these runs there may be no table at all
-            render.error(f"left out: {message}")
+            terminal.error(f"left out: {message}")
         values = report(chosen.runs, baseline, failures, reference, out, tuning)
         values["notes"] = [*chosen.notes, *values["notes"]]
         if theirs is not None:
@@ -336,9 +336,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             if faults.wanted():
                 raise
             message, code = faults.describe(error), 1
-    from mtlcli import render
+    from mtlcli import terminal
 
-    render.error(message)
+    terminal.error(message)
     return code
 
 

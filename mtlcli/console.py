@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from mtlcli.render import Target
+    from mtlcli.terminal import Terminal
 
 
 class CheckpointName(StrEnum):
@@ -40,12 +40,12 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout;
 
 
 @contextmanager
-def output(as_json: bool, quiet: bool = False) -> Iterator[tuple[Target, Callable[[Any], None]]]:
+def output(as_json: bool, quiet: bool = False) -> Iterator[tuple[Terminal, Callable[[Any], None]]]:
     """The console for people, and what prints the JSON document if one is wanted.
 
     With JSON, stdout is for that document alone: all else, even what a plugin prints, goes to stderr.
     """
-    from mtlcli import render
+    from mtlcli import terminal
     from mtlcli.runs import to_json
 
     stdout = sys.stdout
@@ -56,4 +56,4 @@ def output(as_json: bool, quiet: bool = False) -> Iterator[tuple[Target, Callabl
             stdout.flush()
 
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        yield render.console(quiet), emit
+        yield terminal.console(quiet), emit

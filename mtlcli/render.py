@@ -1,8 +1,7 @@
-"""Events, results and reports -> the terminal. The only file that imports Rich."""
+"""Events, results and reports -> the terminal."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from textwrap import fill
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,31 +20,17 @@ from rich.text import Text
 
 from mtlcli.comparison import tabular
 from mtlcli.errors import how_many
+from mtlcli.terminal import Terminal
 
-Target = Console
-BATCH_WIDTH = 160  # where there is no terminal, tables must not be cut at 80 columns
 LINES_AROUND = 4  # of a sweep's live view: all but the runs
-
-
-def console(quiet: bool = False) -> Target:
-    """Where people's output goes: the stdout of the moment. Names and paths are printed as they are, brackets too."""
-    made = Console(quiet=quiet, highlight=False, markup=False, emoji=False)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
-        made.width = BATCH_WIDTH
-    return made
-
-
-def error(message: str) -> None:
-    """One message about a mistake, on stderr."""
-    target = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    target.print(Text.assemble(("error: ", "bold red"), message))
 
 
 class TrainView:
     """Live progress on a terminal; without one, a plain line an epoch."""
 
-    def __init__(self, target: Console) -> None:
+    def __init__(self, target: Terminal) -> None:
         self.console = target
+        target.outlived = True
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -264,8 +249,9 @@ def _lacking(encoding: str) -> dict[int, str]:
 class SweepView:
     """Live view of all runs of a comparison; without a terminal, a plain line for each that ends."""
 
-    def __init__(self, target: Console) -> None:
+    def __init__(self, target: Terminal) -> None:
         self.console = target
+        target.outlived = True
         self.total: int | None = None  # how many runs there will be, where not all are known from the beginning
         self._said: set[str] = set()
         self._live: Live | None = None

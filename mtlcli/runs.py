@@ -141,8 +141,8 @@ class Run:
         return read_json(self.info_file)
 
     def finished(self) -> bool:
-        """Whether it has been trained to its end. Raises MtlError where run.json cannot be read."""
-        return self.info().get("status") == "finished"
+        """Whether it has been trained to its end and has its result. Raises MtlError where run.json cannot be read."""
+        return self.info().get("status") == "finished" and self.result_file.exists()
 
     def update_info(self, **values: Any) -> None:
         """Change entries of run.json."""
@@ -297,7 +297,7 @@ def disk_errors(path: Path, kind: type[MtlError] = TrainingError) -> Iterator[No
     try:
         yield
     except OSError as error:
-        saved = "; what was saved before is untouched" if kind is TrainingError else ""
+        saved = "; what was saved before is untouched" if kind is TrainingError and path.parent.exists() else ""
         raise kind(f"{path}: cannot be written: {error.strerror or error}{saved}") from error
 
 

@@ -37,7 +37,7 @@ SECTIONS = (
     recipe.PluginsAndMetrics,
     HeadOptions,
 )
-RICH_FILES = {"render.py", "pages.py"}
+RICH_FILES = {"render.py", "pages.py", "terminal.py"}
 AUTOGRAD_FILES = {f"engine/{name}.py" for name in ("step", "rows", "factors", "view", "closures")}
 
 

@@ -129,7 +129,7 @@ def _as_they_are(found: list[Decoded]) -> list[Decoded]:
 
 def _stay(worker: int) -> None:
     """Terminals and clusters signal every process, and the main one wants a last batch before it saves and stops."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

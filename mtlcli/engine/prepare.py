@@ -88,12 +88,13 @@ def prepare(recipe: Recipe, device: torch.device, fitted: Mapping[str, Any] | No
     with placed(recipe, "model.encoder"):
         check_reads(recipe.encoder.name, data.features)
     torch.manual_seed(recipe.train.seed)
-    with placed(recipe, "model.trunk"):
+    with placed(recipe, "model.trunk"), _fitting(recipe):
         trunk_class = registry.trunks.get(recipe.trunk.name)
         names = tuple(task.name for task in data.tasks)
         trunk = trunk_class(recipe.trunk.options, lambda: _encoder(recipe, data.features), names)
-    heads: dict[str, nn.Module] = {t.name: build_head(t, trunk.out_features, recipe.heads) for t in data.tasks}
-    model = MTLModel(trunk, heads).to(device)
+        heads: dict[str, nn.Module] = {t.name: build_head(t, trunk.out_features, recipe.heads) for t in data.tasks}
+        model = MTLModel(trunk, heads)
+    model = model.to(device)
     plain = model
     if recipe.train.compile:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -218,6 +219,18 @@ def scale_warning(losses: dict[str, float]) -> str | None:
         f"a `transform` of its labels, a weighting that is indifferent to scale (weighting.loss: {' or '.join(able)}), "
         "or another balancing method"
     )
+
+
+@contextmanager
+def _fitting(recipe: Recipe) -> Iterator[None]:
+    """Say so where a network is larger than the memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        too_large = ("allocate memory", "size calculation overflowed")
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in too_large):
+            raise
+        raise recipe.error("model", "a network of these widths does not fit into the memory of this machine") from None
 
 
 def _encoder(recipe: Recipe, features: Features) -> Encoder:

@@ -25,9 +25,11 @@ from mtlcli.recipe import Recipe, differences
 from mtlcli.runs import Run, provenance, read_recipe
 from mtlcli.yamlfile import flatten
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class Stop:
-    """SIGINT and SIGTERM as a flag; a second signal stops the process at once."""
+    """Signals to end as a flag; a second one stops the process at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -42,7 +44,9 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        caught = (signal.SIGINT, signal.SIGTERM)
+        # Under nohup the end of the terminal is no reason to stop.
+        unheard = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        caught = [number for number in SIGNALS if number != signal.SIGHUP or not unheard]
         before = {number: signal.signal(number, self._handle) for number in caught}
         try:
             yield
@@ -52,8 +56,9 @@ class Stop:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        for caught in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(caught, signal.SIG_DFL)
+        for caught in SIGNALS:
+            if signal.getsignal(caught) == self._handle:
+                signal.signal(caught, signal.SIG_DFL)
 
 
 def train(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtlcli import recipe as recipes
-from mtlcli import render
+from mtlcli import render, terminal
 from mtlcli.comparison.report import SINGLE_TASK, choose_reference
 from mtlcli.engine.prepare import load_data
 from mtlcli.engine.train import Stop
@@ -49,7 +49,7 @@ class Trained(NamedTuple):
     tuning: dict[str, dict[str, Any]] | None  # as in report.json
 
 
-def train(request: Request, theirs: Published | None, name: str, target: render.Target) -> Trained:
+def train(request: Request, theirs: Published | None, name: str, target: terminal.Terminal) -> Trained:
     """Train what is missing, and say how it goes.
 
     Args:
@@ -94,7 +94,7 @@ def train(request: Request, theirs: Published | None, name: str, target: render.
                 planned, tasks, request.tune, folder, launcher, stop.requested, begin, view.show, store
             )
         if stop.signal is not None and found.left:
-            render.error(f"stopped; {found.left} trials are not over. The same command goes on with them.")
+            terminal.error(f"stopped; {found.left} trials are not over. The same command goes on with them.")
             raise Interrupted(stop.signal)
         planned, failures = found.planned, found.failures
 
@@ -104,7 +104,7 @@ def train(request: Request, theirs: Published | None, name: str, target: render.
         progress = execute.run_all(planned, launcher, folder, stop.requested, view.show, store)
     unfinished = [p for p in progress if p.status != "finished"]
     if stop.signal is not None and unfinished:
-        render.error(f"stopped; {len(unfinished)} runs are not finished. The same command goes on with them.")
+        terminal.error(f"stopped; {len(unfinished)} runs are not finished. The same command goes on with them.")
         raise Interrupted(stop.signal)
     failures += [{"method": p.planned.method, "seed": p.planned.seed, "error": p.error or p.status} for p in unfinished]
     done = [p.planned for p in progress if p.status == "finished"]

@@ -140,7 +140,7 @@ def _is_finished(item: Progress) -> bool:
     """Whether the run on disk is finished. Raises MtlError where it follows from another recipe."""
     try:
         run = Run.at(item.planned.path)
-        if run is None or not run.finished() or not run.result_file.exists():
+        if run is None or not run.finished():
             return False
         theirs = read_recipe(run)
     except MtlError:  # damaged: the job that comes upon it says so, and the other runs go on

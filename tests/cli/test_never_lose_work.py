@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -57,7 +59,7 @@ def assert_every_line_parses(run: Run) -> None:
         json.loads(line)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_resume_ends_alike(
     mtl: Mtl, background: Callable[..., Background], undisturbed: dict[str, Any], number: int, code: int
 ) -> None:
@@ -78,6 +80,39 @@ def test_a_signal_saves_and_resume_ends_alike(
     assert run.info()["status"] == "finished"
     assert_every_line_parses(run)
     assert steps(run) == list(range(12))
+
+
+@pytest.mark.parametrize("where", ["a closed pipe", "/dev/full"])
+def test_a_training_outlives_its_display(undisturbed: dict[str, Any], where: str) -> None:
+    """Its events and its result go to the run directory, whoever looks."""
+    command = [sys.executable, "-m", "mtlcli", "train", "toy.yaml", *SLOW, "--out", "unseen"]
+    if where == "/dev/full":
+        target = os.open(where, os.O_WRONLY)
+    else:
+        reader, target = os.pipe()
+        os.close(reader)
+    done = subprocess.run(command, stdout=target, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(target)
+    run = Run(Path("unseen"))
+    assert done.returncode == 0, done.stderr
+    assert run.info()["status"] == "finished"
+    assert same(run.result(), undisturbed)
+    lost = "error: stdout cannot be written (No space left on device); going on without it\n"
+    assert done.stderr == (lost if where == "/dev/full" else "")
+
+
+def test_other_commands_end_with_their_display() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mtlcli", "list", "runs", "."], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode != 0
+
+
+def test_a_result_that_was_lost_is_made_again(mtl: Mtl) -> None:
+    first = json.loads(mtl("train", "toy.yaml", "--out", "cut", "--json").out)
+    Run(Path("cut")).result_file.unlink()
+    assert same(resumed(mtl, "cut/recipe.yaml"), first)
 
 
 def test_a_second_signal_ends_at_once(background: Callable[..., Background]) -> None:

@@ -32,6 +32,18 @@ def test_what_is_wrong_with_an_encoder_is_placed_there(encoder, place, trunk):
         prepare(recipes.from_values(values, "r.yaml"), torch.device("cpu"))
 
 
+@pytest.mark.parametrize("width", [10**11, 10**18])
+def test_a_network_larger_than_the_memory_is_the_recipes_fault(width: int) -> None:
+    values = toy.values(model={"encoder": {"name": "mlp", "widths": [width]}})
+    with pytest.raises(MtlError, match=r"^r\.yaml: model: .* does not fit into the memory"):
+        prepare(recipes.from_values(values, "r.yaml"), torch.device("cpu"))
+
+
+def test_a_task_without_any_metric_is_refused() -> None:
+    with pytest.raises(MtlError, match=r"metrics\.yes: should be a list \(at least 1"):
+        recipes.from_values(toy.values(metrics={"yes": []}), "r.yaml")
+
+
 def test_an_encoder_of_several_sources_is_not_for_one():
     sources = {"x": {"name": "mlp"}}
     values = toy.values()
