@@ -22,15 +22,16 @@ class Terminal(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
-    def print(self, *objects: Any, **options: Any) -> None:
-        """Print, unless that is over."""
+    def __exit__(self, *about: Any) -> None:
+        """Here everything is written, what a live view draws as well."""
         try:
-            super().print(*objects, **options)
+            super().__exit__(*about)
         except OSError as broken:
             if not self.outlived:
                 raise
             self.on_broken_pipe()
-            error(f"stdout cannot be written ({broken.strerror}); going on without it")
+            with suppress(OSError):  # stderr may be the same terminal
+                error(f"stdout cannot be written ({broken.strerror}); going on without it")
 
     def on_broken_pipe(self) -> None:
         """Nothing reads stdout any longer."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pty
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -99,6 +101,23 @@ def test_a_training_outlives_its_display(undisturbed: dict[str, Any], where: str
     assert same(run.result(), undisturbed)
     lost = "error: stdout cannot be written (No space left on device); going on without it\n"
     assert done.stderr == (lost if where == "/dev/full" else "")
+
+
+def test_a_training_outlives_its_terminal(undisturbed: dict[str, Any]) -> None:
+    """With a live view on it, and errors as well."""
+    run = Run(Path("unseen"))
+    seen, terminal = pty.openpty()
+    command = [sys.executable, "-m", "mtlcli", "train", "toy.yaml", *SLOW, "--out", "unseen"]
+    environment = {**os.environ, "SLOW_STEP": "0.2", "TERM": "xterm"}
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    while not (run.info_file.exists() and len(steps(run)) >= 2):
+        select.select([seen], [], [], 0.1)
+        os.read(seen, 1 << 16)
+    os.close(seen)
+    assert process.wait(60) == 0
+    assert run.info()["status"] == "finished"
+    assert same(run.result(), undisturbed)
 
 
 def test_other_commands_end_with_their_display() -> None:
