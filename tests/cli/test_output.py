@@ -18,7 +18,7 @@ import pytest
 from fake_runs import fake
 from harness import Mtl
 
-from mtlcli import catalogue, metrics, registry, render
+from mtlcli import catalogue, metrics, registry, render, terminal
 from mtlcli.cli import run
 from mtlcli.comparison.finished import read_runs
 from mtlcli.comparison.report import report
@@ -133,7 +133,7 @@ def printed(made: Callable[[int], Any], width: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("COLUMNS", str(width))
     stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
     monkeypatch.setattr(sys, "stdout", stdout)
-    console = render.console()
+    console = terminal.console()
     console.print(made(width))
     stdout.flush()
     monkeypatch.undo()
