@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -74,9 +74,7 @@ class TrainSection(Options):
 class PluginsAndMetrics(Options):
     """Top-level keys without a section of their own."""
 
-    metrics: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
-        default_factory=dict, description="metrics by task; others take defaults"
-    )
+    metrics: dict[str, list[str]] = Field(default_factory=dict, description="metrics by task; others take defaults")
     plugins: list[str] = Field(default_factory=list, description="modules or .py files with one's own registrations")
 
 

@@ -249,6 +249,8 @@ def _metrics(recipe: Recipe, data: MultiTaskData) -> dict[str, tuple[str, ...]]:
             raise recipe.error(f"metrics.{name}", f"no task '{name}'{hint}; there are: {', '.join(tasks)}")
     chosen = {}
     for name, task in tasks.items():
+        if name in recipe.metrics and not recipe.metrics[name]:
+            raise recipe.error(f"metrics.{name}", "names no metric; leave it out for those of the data, or name some")
         chosen[name] = tuple(recipe.metrics.get(name) or data.metrics.get(name) or metrics.default(task.kind))
         try:
             metrics.check(task, chosen[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -78,6 +79,8 @@ class Background:
 
 def _child(arguments: Sequence[str], folder: str, log: str, environment: dict[str, str]) -> None:
     os.setsid()  # a terminal's Ctrl-C reaches a whole group: tests that send one must not reach pytest
+    # As in a terminal, whatever the tests were started from: under nohup, for one, processes inherit its being ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if "NOHUP" in environment else signal.SIG_DFL)
     os.chdir(folder)
     os.environ.update(environment)
     torch.set_num_threads(1)

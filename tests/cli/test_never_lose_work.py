@@ -134,6 +134,15 @@ def test_a_result_that_was_lost_is_made_again(mtl: Mtl) -> None:
     assert same(resumed(mtl, "cut/recipe.yaml"), first)
 
 
+def test_under_nohup_a_closed_terminal_stops_nothing(background: Callable[..., Background]) -> None:
+    run = Run(Path("cut"))
+    process = background("train", "toy.yaml", *SLOW, "--out", "cut", SLOW_STEP="0.1", NOHUP="1")
+    process.until(lambda: len(steps(run)) >= 4)
+    process.signal(signal.SIGHUP)
+    assert process.wait() == 0
+    assert run.info()["status"] == "finished"
+
+
 def test_a_second_signal_ends_at_once(background: Callable[..., Background]) -> None:
     run = Run(Path("cut"))
     process = background("train", "toy.yaml", *SLOW, "--out", "cut", SLOW_STEP="30")

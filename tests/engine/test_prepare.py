@@ -40,8 +40,8 @@ def test_a_network_larger_than_the_memory_is_the_recipes_fault(width: int) -> No
 
 
 def test_a_task_without_any_metric_is_refused() -> None:
-    with pytest.raises(MtlError, match=r"metrics\.yes: should be a list \(at least 1"):
-        recipes.from_values(toy.values(metrics={"yes": []}), "r.yaml")
+    with pytest.raises(MtlError, match=r"^r\.yaml: metrics\.yes: names no metric"):
+        prepare(recipes.from_values(toy.values(metrics={"yes": []}), "r.yaml"), torch.device("cpu"))
 
 
 def test_an_encoder_of_several_sources_is_not_for_one():
