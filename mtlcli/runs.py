@@ -97,9 +97,10 @@ class Run:
     def open(cls, path: Path) -> Run:
         """An existing run. Raises MtlError where `path` holds none."""
         run = cls(path)
-        if run.info_file.exists() and run.recipe_file.exists():
+        missing = " and ".join(file.name for file in (run.info_file, run.recipe_file) if not file.exists())
+        if not missing:
             return run
-        what = "is no run directory (it has no run.json and recipe.yaml)" if path.exists() else "no such run"
+        what = f"is no run directory (it has no {missing})" if path.exists() else "no such run"
         if path.is_dir() and not _runs_in(path):
             what += " and holds no runs"
         runs = sorted(_runs_in(path if path.is_dir() else path.parent), key=_natural) or _runs_in(Path("runs"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import RECIPE, Background, Done, Mtl
+from harness import RECIPE, SLOW, Background, Done, Mtl
 
 from mtlcli import registry
 from mtlcli.cli import run
@@ -65,3 +66,11 @@ def background(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     for each in begun:
         each.process.kill()
         each.process.join()
+
+
+@pytest.fixture
+def undisturbed(mtl: Mtl) -> dict[str, Any]:
+    """The result of the run that every disturbed one must repeat."""
+    done = mtl("train", "toy.yaml", *SLOW, "--out", "whole", "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)

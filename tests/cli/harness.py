@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import toy
 
 from mtlcli.cli import run
+from mtlcli.runs import Run
 
 PLUGIN = str(Path(__file__).with_name("plugin.py"))
 RECIPE = f"""\
@@ -26,6 +28,8 @@ schedule: {{name: constant}}
 train: {{epochs: 2, log_every_steps: 1}}
 plugins: [{toy.PLUGIN}, {PLUGIN}]
 """
+
+SLOW = ["--set", "weighting.loss=slow", "--set", "train.epochs=4"]  # 3 steps an epoch
 
 
 class Done(NamedTuple):
@@ -91,3 +95,22 @@ def _child(arguments: Sequence[str], folder: str, log: str, environment: dict[st
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def scores(result: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a result that training decides."""
+    found = {"epoch": float(result["selected"]["epoch"]), "steps": float(result["steps"])}
+    for task, about in result["tasks"].items():
+        found[f"{task}.loss"] = about["loss"]
+        found |= {f"{task}.{name}": metric["value"] for name, metric in about["metrics"].items()}
+    return found
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two results are of the same training."""
+    return scores(one) == pytest.approx(scores(other), abs=1e-6)
+
+
+def steps(run: Run) -> list[int]:
+    """The steps that its events tell of."""
+    return [event["step"] for event in run.events() if event["event"] == "StepDone"]

@@ -5,12 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pty
 import resource
-import select
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,42 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Background, Mtl
+from harness import SLOW, Background, Mtl, same, steps
 
 from mtlcli.engine.checkpoints import read_checkpoint
 from mtlcli.runs import Run
-
-SLOW = ["--set", "weighting.loss=slow", "--set", "train.epochs=4"]  # 3 steps an epoch
-
-
-@pytest.fixture
-def undisturbed(mtl: Mtl) -> dict[str, Any]:
-    """The result of the run that every disturbed one must repeat."""
-    done = mtl("train", "toy.yaml", *SLOW, "--out", "whole", "--json")
-    assert done.code == 0, done.err
-    return json.loads(done.out)
-
-
-def scores(result: dict[str, Any]) -> dict[str, float]:
-    found = {"epoch": float(result["selected"]["epoch"]), "steps": float(result["steps"])}
-    for task, about in result["tasks"].items():
-        found[f"{task}.loss"] = about["loss"]
-        found |= {f"{task}.{name}": metric["value"] for name, metric in about["metrics"].items()}
-    return found
-
-
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return scores(one) == pytest.approx(scores(other), abs=1e-6)
 
 
 def resumed(mtl: Mtl, *arguments: object) -> dict[str, Any]:
     done = mtl("train", *arguments, "--resume", "--json")
     assert done.code == 0, done.err
     return json.loads(done.out)
-
-
-def steps(run: Run) -> list[int]:
-    return [event["step"] for event in run.events() if event["event"] == "StepDone"]
 
 
 def assert_every_line_parses(run: Run) -> None:
@@ -84,63 +54,10 @@ def test_a_signal_saves_and_resume_ends_alike(
     assert steps(run) == list(range(12))
 
 
-@pytest.mark.parametrize("where", ["a closed pipe", "/dev/full"])
-def test_a_training_outlives_its_display(undisturbed: dict[str, Any], where: str) -> None:
-    """Its events and its result go to the run directory, whoever looks."""
-    command = [sys.executable, "-m", "mtlcli", "train", "toy.yaml", *SLOW, "--out", "unseen"]
-    if where == "/dev/full":
-        target = os.open(where, os.O_WRONLY)
-    else:
-        reader, target = os.pipe()
-        os.close(reader)
-    done = subprocess.run(command, stdout=target, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(target)
-    run = Run(Path("unseen"))
-    assert done.returncode == 0, done.stderr
-    assert run.info()["status"] == "finished"
-    assert same(run.result(), undisturbed)
-    lost = "error: stdout cannot be written (No space left on device); going on without it\n"
-    assert done.stderr == (lost if where == "/dev/full" else "")
-
-
-def test_a_training_outlives_its_terminal(undisturbed: dict[str, Any]) -> None:
-    """With a live view on it, and errors as well."""
-    run = Run(Path("unseen"))
-    seen, terminal = pty.openpty()
-    command = [sys.executable, "-m", "mtlcli", "train", "toy.yaml", *SLOW, "--out", "unseen"]
-    environment = {**os.environ, "SLOW_STEP": "0.2", "TERM": "xterm"}
-    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
-    os.close(terminal)
-    while not (run.info_file.exists() and len(steps(run)) >= 2):
-        select.select([seen], [], [], 0.1)
-        os.read(seen, 1 << 16)
-    os.close(seen)
-    assert process.wait(60) == 0
-    assert run.info()["status"] == "finished"
-    assert same(run.result(), undisturbed)
-
-
-def test_other_commands_end_with_their_display() -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "mtlcli", "list", "runs", "."], stdout=full, stderr=subprocess.PIPE, check=False
-        )
-    assert done.returncode != 0
-
-
 def test_a_result_that_was_lost_is_made_again(mtl: Mtl) -> None:
     first = json.loads(mtl("train", "toy.yaml", "--out", "cut", "--json").out)
     Run(Path("cut")).result_file.unlink()
     assert same(resumed(mtl, "cut/recipe.yaml"), first)
-
-
-def test_under_nohup_a_closed_terminal_stops_nothing(background: Callable[..., Background]) -> None:
-    run = Run(Path("cut"))
-    process = background("train", "toy.yaml", *SLOW, "--out", "cut", SLOW_STEP="0.1", NOHUP="1")
-    process.until(lambda: len(steps(run)) >= 4)
-    process.signal(signal.SIGHUP)
-    assert process.wait() == 0
-    assert run.info()["status"] == "finished"
 
 
 def test_a_second_signal_ends_at_once(background: Callable[..., Background]) -> None:

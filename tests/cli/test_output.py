@@ -188,12 +188,15 @@ def test_a_terminal_without_arrows_says_which_way_is_better(
 
 def test_eval_of_no_run(mtl: Mtl, trained: Path) -> None:
     Path("empty").mkdir()
+    Path("half").mkdir()
+    Path("half/run.json").write_text("{}")
     for target, words in [
         ("nope", "nope: no such run"),
         ("empty", "empty: is no run directory (it has no run.json and recipe.yaml)"),
         (".", ".: is no run directory (it has no run.json and recipe.yaml); there are: run"),
         ("rn", "rn: no such run; did you mean 'run'?; there are: run"),
         ("toy.yaml", "toy.yaml: is no run directory"),
+        ("half", "half: is no run directory (it has no recipe.yaml)"),
     ]:
         done = mtl("eval", target)
         assert done.code == 2

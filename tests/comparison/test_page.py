@@ -226,6 +226,17 @@ def test_a_chart_shows_values_by_pointer_and_by_keyboard(browser: Browser, usual
 
 
 @in_browser
+def test_numbers_are_rounded_as_elsewhere(browser: Browser, usual: Path) -> None:
+    browser.open(usual)
+    for value in (6.125, 6.375, -0.5, 0.5, 1.5, 2.675, 12345678.5, -0.0001, 0.99995):
+        for digits in (0, 2, 4):
+            text = f"{value:.{digits}f}"
+            assert browser.evaluate(f"fixed({value}, {digits})") == (
+                text.replace("-", "") if float(text) == 0 else text
+            )
+
+
+@in_browser
 def test_values_are_there_as_tables(browser: Browser, usual: Path) -> None:
     browser.open(usual)
     browser.click("#quality-cost summary")

@@ -37,9 +37,15 @@ const say = (text) => { $("live").textContent = text; };
 
 const known = (value) => value !== null && value !== undefined;
 const digitsOf = (value) => (Math.abs(value) < 10 ? 4 : 2);
+/** A half goes to the even digit, as in the terminal and in every other file of a comparison. */
+function rounded(value, digits) {
+  const half = /^50*$/.test(value.toFixed(digits + 60).slice(-60)); // toFixed is exact, and sends halves away from zero
+  const cut = value.toFixed(digits + 1).slice(0, digits ? -1 : -2);
+  return half && "02468".includes(cut.at(-1)) ? cut : value.toFixed(digits);
+}
 function fixed(value, digits, sign = false) {
   if (!known(value)) return "\u2013";
-  const text = value.toFixed(digits ?? digitsOf(value));
+  const text = rounded(value, digits ?? digitsOf(value));
   const plain = Number(text) === 0 ? text.replace("-", "") : text;
   return sign && Number(plain) > 0 ? `+${plain}` : plain;
 }
