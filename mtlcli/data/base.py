@@ -125,6 +125,13 @@ class Loader(Protocol):
         """Batch number `step` of a stream that reshuffles whenever the rows are used up; asked with growing `step`."""
 
 
+class Portion(NamedTuple):
+    """What one source gives to every step."""
+
+    split: BaseSplit  # its rows
+    size: int  # how many of them a step has, over all ranks
+
+
 class BaseSplit(ABC):
     """Rows of one split, wherever they are kept."""
 
@@ -135,6 +142,10 @@ class BaseSplit(ABC):
     @abstractmethod
     def loader(self, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Loader:
         """Shuffled batches for training. Over several ranks each takes its own rows of every global batch."""
+
+    def portions(self, batch_size: int, world: int = 1) -> Mapping[str, Portion]:
+        """What a step passes through the network, each by itself: the part of every source, here all rows as one."""
+        return {"": Portion(self, batch_size)}
 
     @abstractmethod
     def batches(self, size: int) -> Iterator[Batch]:

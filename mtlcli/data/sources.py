@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from mtlcli.data.base import BaseSplit, Batch, Inputs, JointFeatures, Loader, MultiTaskData
+from mtlcli.data.base import BaseSplit, Batch, Inputs, JointFeatures, Loader, MultiTaskData, Portion
 from mtlcli.errors import OptionError
 from mtlcli.tasks import Task
 
@@ -90,6 +90,18 @@ class JointSplit(BaseSplit):
         """A batch of every source a step."""
         return JointLoader(self, batch_size, seed, rank, world)
 
+    def portions(self, batch_size: int, world: int = 1) -> dict[str, Portion]:
+        """A split of its own for every source."""
+        rows = {name: len(source.rows) for name, source in self.sources.items()}
+        sizes = dict.fromkeys(rows, batch_size)
+        if self.policy in ("proportional", "temperature"):
+            power = 1.0 if self.policy == "proportional" else 1 / self.temperature
+            shares = {name: count**power for name, count in rows.items()}
+            budget = batch_size * len(rows)
+            # A rank without a row of a task would have no loss for it.
+            sizes = {n: max(world, round(budget * share / sum(shares.values()))) for n, share in shares.items()}
+        return {n: Portion(replace(self, sources={n: source}), sizes[n]) for n, source in self.sources.items()}
+
     def batches(self, size: int) -> Iterator[Batch]:
         """Source after source."""
         for name, source in self.sources.items():
@@ -141,20 +153,13 @@ class JointLoader:
 
     def __init__(self, split: JointSplit, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
         self._sources = split.sources
-        rows = {name: len(source.rows) for name, source in split.sources.items()}
-        sizes = dict.fromkeys(rows, batch_size)
-        if split.policy in ("proportional", "temperature"):
-            power = 1.0 if split.policy == "proportional" else 1 / split.temperature
-            shares = {name: count**power for name, count in rows.items()}
-            budget = batch_size * len(rows)
-            # A rank without a row of a task would have no loss for it.
-            sizes = {n: max(world, round(budget * share / sum(shares.values()))) for n, share in shares.items()}
+        portions = split.portions(batch_size, world)
         self.loaders = {
-            name: source.rows.loader(sizes[name], seed, rank, world) for name, source in split.sources.items()
+            name: source.rows.loader(portions[name].size, seed, rank, world) for name, source in split.sources.items()
         }
         lengths = [len(loader) for loader in self.loaders.values()]
         if split.policy == "temperature":
-            self._length = max(1, round(sum(rows.values()) / sum(sizes.values())))
+            self._length = max(1, round(len(split) / sum(portion.size for portion in portions.values())))
         else:
             self._length = min(lengths) if split.policy == "shortest" else max(lengths)
 

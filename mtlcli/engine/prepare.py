@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mtlcli import metrics, registry
-from mtlcli.data.base import BaseSplit, Dataset, Features, JointFeatures, MultiTaskData
+from mtlcli.data.base import BaseSplit, Dataset, Features, JointFeatures, MultiTaskData, Portion
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.step import Step
 from mtlcli.errors import MtlError, OptionError, did_you_mean
@@ -140,21 +140,24 @@ def step_for(prepared: Prepared, loss: LossWeighting, gradient: GradientWeightin
 def check_batches(prepared: Prepared, world: int = 1) -> None:
     """Raise MtlError where a rank would get a single row to train a model on that normalises over rows."""
     recipe = prepared.recipe
-    size = recipe.data.batch_size
-    if isinstance(prepared.data.features, JointFeatures):  # every source has a size of its own
-        return
+    batch_size = recipe.data.batch_size
     for split in (split for name, split in prepared.data.splits.items() if name in ("train", "held_out")):
-        rows = len(split)
 
-        def single(size: int, rows: int = rows) -> bool:
-            return any(0 < batch < 2 * world for batch in (min(size, rows), rows % size))
+        def lonely(batch_size: int, split: BaseSplit = split) -> dict[str, Portion]:
+            found = split.portions(batch_size, world)
+            last = {source: (min(size, len(rows)), len(rows) % size) for source, (rows, size) in found.items()}
+            return {source: found[source] for source in found if any(0 < n < 2 * world for n in last[source])}
 
-        if single(size) and not _takes_one_row(prepared, split):
-            able = next((str(other) for other in range(size + 1, size + rows) if not single(other)), "no other")
+        for source, (rows, size) in lonely(batch_size).items():
+            if _takes_one_row(prepared, rows):
+                continue
+            candidates = range(batch_size + 1, batch_size + len(split))
+            able = next((str(other) for other in candidates if not lonely(other)), "no other")
             raise recipe.error(
                 "data.batch_size",
-                f"{size} of {rows:,} rows at a time leaves a single one to some {'process' if world > 1 else 'step'}, "
-                f"over which batch normalisation cannot take a mean and a variance; {able} would do, or another norm",
+                f"{size} of {len(rows):,} rows {f'of {source} ' if source else ''}at a time leaves a single one to "
+                f"some {'process' if world > 1 else 'step'}, over which batch normalisation cannot take a mean and a "
+                f"variance; {able} would do, or another norm",
             )
 
 

@@ -117,6 +117,26 @@ def test_a_step_is_the_sum_over_sources(tmp_path: Path) -> None:
         torch.testing.assert_close(parameter.grad, gradient)
 
 
+@pytest.mark.parametrize(("norm", "batch_size", "policy", "able"), [
+    ("batch", 13, "cycle", "14"),  # 40 = 3 * 13 + 1
+    ("batch", 19, "cycle", "20"),  # 96 = 5 * 19 + 1
+    ("batch", 2, "proportional", "3"),  # 3 of 96 and 1 of 40
+    ("batch", 16, "cycle", None),
+    ("layer", 13, "cycle", None),
+])  # fmt: skip
+def test_a_single_row_of_a_source(norm: str, batch_size: int, policy: str, able: str | None, tmp_path: Path) -> None:
+    """Sources pass by themselves, so that a normalisation over rows needs two of each."""
+    encoder = {"name": "mlp", "widths": [8], "norm": norm}
+    made = build(model={"encoder": encoder}, data={"batch_size": batch_size, "policy": policy}, train={"epochs": 1})
+    if able is None:
+        assert isinstance(fit(made, tmp_path / "run")[0][-1], Finished)
+        return
+    with pytest.raises(MtlError, match=rf"rows of (south|north) at a time leaves a single one.*; {able} would do"):
+        fit(made, tmp_path / "run")
+    other = {"batch_size": int(able), "policy": policy}
+    fit(build(model={"encoder": encoder}, data=other, train={"epochs": 1}), tmp_path / "other")
+
+
 @pytest.mark.parametrize("loss", mtlcli.loss_weightings.names())
 def test_every_loss_weighting(loss: str, tmp_path: Path) -> None:
     sections = toy.weighting(loss)
