@@ -1,5 +1,7 @@
 """A dataset of one's own: a CSV file with numeric columns, two tasks."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -19,7 +21,7 @@ class Houses(Dataset):
     class Options(mtlcli.Options):
         """Where the file is."""
 
-        file: str = Field(description="the CSV file")
+        file: Path = Field(description="the CSV file; a relative path is taken from the recipe's folder")
 
     def load(self):
         rows = np.genfromtxt(self.options.file, delimiter=",", names=True, dtype=np.float32)
@@ -29,7 +31,7 @@ class Houses(Dataset):
         columns = ("area", "rooms", "age")
         inputs = np.stack([rows[name] for name in columns], axis=1)
         inputs = (inputs - inputs[train].mean(0)) / inputs[train].std(0)
-        mean, scale = float(rows["price"][train].mean()), float(rows["price"][train].std())
+        mean, scale = float(np.nanmean(rows["price"][train])), float(np.nanstd(rows["price"][train]))
 
         tasks = (
             Task("price", "regression", unit="dollars", mean=mean, scale=scale),
@@ -37,7 +39,7 @@ class Houses(Dataset):
         )
         targets = {
             "price": torch.from_numpy((rows["price"] - mean) / scale),  # NaN where missing
-            "sold": torch.from_numpy(rows["sold"].astype(np.int8)),  # -1 where missing
+            "sold": torch.from_numpy(np.nan_to_num(rows["sold"], nan=-1).astype(np.int8)),  # -1 where missing
         }
         splits = {
             name: Split(

@@ -17,6 +17,8 @@ KINDS: Mapping[str, registry.Registry[Any]] = {
     "trunks": registry.trunks,
     "losses": registry.loss_weightings,
     "gradients": registry.gradient_weightings,
+    "optimizers": registry.optimizers,
+    "schedules": registry.schedules,
     "loggers": registry.loggers,
     "launchers": registry.launchers,
 }

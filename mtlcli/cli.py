@@ -256,7 +256,8 @@ def list_(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="[datasets|encoders|trunks|losses|gradients|loggers|launchers|metrics|runs]", help="Of one kind."
+            metavar="[datasets|encoders|trunks|losses|gradients|optimizers|schedules|loggers|launchers|metrics|runs]",
+            help="Of one kind.",
         ),
     ] = None,
     name: Annotated[

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mtlcli import search
 from mtlcli.errors import how_many
+from mtlcli.yamlfile import show
 
 
 def check(values: Mapping[str, Any], recipe: str) -> Group:
@@ -71,11 +72,15 @@ def page(values: Mapping[str, Any]) -> Group:
     if values["options"]:
         rows = []
         for option in values["options"]:
-            default = "required" if option["required"] else str(option["default"])
+            default = "required" if option["required"] else _in_yaml(option["default"])
             searched = f"; searched: {search.words(option['searched'])}" if option["searched"] else ""
             rows.append((option["name"], default, option["allowed"] + searched, option["description"]))
         parts += [Text(), _grid(("name", "default", "allowed", "meaning"), rows, "options")]
     return Group(*parts)
+
+
+def _in_yaml(value: Any) -> str:
+    return value if isinstance(value, str) else show(value)
 
 
 def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> Table:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from mtlcli import fitting, registry, yamlfile
+from mtlcli import extras, fitting, registry, yamlfile
 from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.options import Options, Problem, check, known_keys
 from mtlcli.registry import Registry
@@ -336,9 +335,8 @@ class _Reader:
             elif wanted is True or isinstance(wanted, dict):
                 cls = registry.loggers.get(name)
                 options = self.options(cls.Options, f"log.{name}", {} if wanted is True else wanted)
-                if find_spec(cls.package) is None:
-                    install = f"pip install 'mtlcli[{name}]'"
-                    self.add(f"log.{name}", f"needs the package {cls.package}, which is not installed: {install}")
+                if lacking := extras.missing(cls.package, cls.extra):
+                    self.add(f"log.{name}", lacking)
                 if options is not None:
                     found.append(Part(name, options))
             elif wanted not in (False, None):

@@ -75,7 +75,7 @@ class Run:
             made.mkdir(parents=True)
             try:
                 (made / "recipe.yaml").write_text(recipe, encoding="utf-8")
-                text = to_json({"schema_version": SCHEMA_VERSION, **info}, indent=2)
+                text = to_json({"schema_version": SCHEMA_VERSION, "name": name, **info}, indent=2)
                 (made / "run.json").write_text(text + "\n", encoding="utf-8")
                 if fitted is not None:
                     (made / "preprocessing.json").write_text(to_json(fitted, indent=1) + "\n", encoding="utf-8")
@@ -118,8 +118,14 @@ class Run:
     def latest(cls, name: str) -> Run | None:
         """The newest numbered run `name` under `runs/`, if any."""
         numbered = re.compile(rf"{re.escape(name)}(-[0-9]+)?")
-        folders = [run for run in _runs_in(Path("runs")) if numbered.fullmatch(run.name)]
+        folders = [path for path in _runs_in(Path("runs")) if numbered.fullmatch(path.name) and cls(path)._is_of(name)]
         return cls(max(folders, key=_natural)) if folders else None
+
+    def _is_of(self, name: str) -> bool:
+        """Whether it was made as a run `name`: the first run of `name-2` has the folder of the second of `name`."""
+        with suppress(MtlError):  # a damaged run is said to be when it is opened
+            return bool(self.info().get("name", name) == name)
+        return True
 
     @contextmanager
     def lock(self, wait: bool = False) -> Iterator[None]:
@@ -171,9 +177,7 @@ class Run:
     def fitted(self) -> dict[str, Any]:
         """preprocessing.json. Raises MtlError where the run has none, or it is damaged."""
         if not self.preprocessing_file.exists():
-            raise MtlError(
-                f"{self.path}: has no preprocessing.json, so it cannot read new files; runs on 'table' and 'images' can"
-            )
+            raise MtlError(f"{self.path}: has no preprocessing.json, without which it cannot read new files")
         return read_json(self.preprocessing_file)
 
     def write_result(self, result: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ def test_a_folder_appears_complete_or_not_at_all(monkeypatch: pytest.MonkeyPatch
             made()
     assert list(Path().rglob("*")) == []
     run = made()
-    assert run.info() == {"schema_version": 1, "status": "running"}
+    assert run.info() == {"schema_version": 1, "name": "name", "status": "running"}
     assert {path.name for path in run.path.iterdir()} == {"recipe.yaml", "run.json"}
 
 
@@ -52,8 +52,8 @@ def test_the_newest_run_is_the_one_with_the_highest_number() -> None:
     assert Run.latest("name") is None
     for _ in range(11):
         Run.create(None, "name", "", {})
-    for other in ("name-x", "names", "name-2-2", "na[m]e"):
-        made(f"runs/{other}")
+    for other in ("name-x", "names", "name-2", "na[m]e"):
+        Run.create(None, other, "", {})
     newest, odd = Run.latest("name"), Run.latest("na[m]e")
     assert newest is not None
     assert newest.path.name == "name-11"
@@ -62,6 +62,8 @@ def test_the_newest_run_is_the_one_with_the_highest_number() -> None:
     longer = Run.latest("name-2")
     assert longer is not None
     assert longer.path.name == "name-2-2"
+    Run.create(None, "other-2", "", {})
+    assert Run.latest("other") is None
 
 
 def test_one_process_holds_a_run() -> None:

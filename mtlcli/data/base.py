@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mtlcli.errors import MtlError, OptionError, did_you_mean
 from mtlcli.options import Options as AnyOptions
+from mtlcli.registry import datasets
 from mtlcli.tasks import Task
 
 Inputs = dict[str, Tensor]
@@ -308,7 +309,10 @@ class MultiTaskData:
 
 
 class Dataset(ABC):
-    """Reads one dataset. Register with `@datasets.register("name")`; give `Options` its fields."""
+    """Reads one dataset. Register with `@datasets.register("name")`; give `Options` its fields.
+
+    Declare files and folders as `Path`: a recipe's relative paths are then taken from the recipe's folder.
+    """
 
     name: ClassVar[str]
 
@@ -326,7 +330,7 @@ class Dataset(ABC):
 
         Raises MtlError where this dataset cannot read new files.
         """
-        raise MtlError(f"dataset '{self.name}' reads no files of one's own; 'table' and 'images' do")
+        raise self._cannot_read()
 
     def read(
         self,
@@ -345,7 +349,16 @@ class Dataset(ABC):
 
         Raises MtlError where the file does not fit, or where this dataset cannot read others.
         """
-        raise MtlError(f"{path}: dataset '{self.name}' reads no files of one's own; 'table' and 'images' do")
+        raise self._cannot_read()
+
+    @classmethod
+    def reads_new_files(cls) -> bool:
+        """Whether it has `read`."""
+        return cls.read is not Dataset.read
+
+    def _cannot_read(self) -> MtlError:
+        able = [name for name in datasets.names() if datasets.get(name).reads_new_files()]
+        return MtlError(f"dataset '{self.name}' cannot read new files; these can: {', '.join(able)}")
 
 
 def fingerprint(definition: Mapping[str, object], splits: Mapping[str, Split]) -> str:

@@ -125,8 +125,10 @@ def new_rows(
 
     Raises MtlError where the run keeps nothing to read new files with, or the file does not fit.
     """
-    recipe, fitted = read_recipe(run), run.fitted()
-    rows = dataset(recipe).read(path, fitted, labels, on_error)
+    recipe = read_recipe(run)
+    reader = dataset(recipe)
+    fitted = run.fitted() if reader.reads_new_files() else {}
+    rows = reader.read(path, fitted, labels, on_error)
     prepared = prepare(recipe, choose_device(device), fitted)
     clock = load_model(prepared, run.path / f"{checkpoint}.pt")
     return prepared, clock, replace(rows, split=rows.split.to(prepared.device))

@@ -24,7 +24,8 @@ class Logger(ABC):
     """
 
     name: ClassVar[str]
-    package: ClassVar[str]  # the module that has to be installed
+    package: ClassVar[str | None] = None  # the module that has to be installed, if any
+    extra: ClassVar[str | None] = None  # the extra of mtlcli that installs it
     Options: ClassVar[type[AnyOptions]] = AnyOptions
 
     @abstractmethod

@@ -25,7 +25,7 @@ class MLflow(Logger):
     A resumed run goes on under the same id, which run.json holds as `mlflow_run`.
     """
 
-    package = "mlflow"
+    package = extra = "mlflow"
 
     class Options(AnyOptions):
         """Options of MLflow."""

@@ -19,7 +19,7 @@ class TensorBoard(Logger):
     recorded beyond the checkpoint is dropped.
     """
 
-    package = "tensorboard"
+    package = extra = "tensorboard"
 
     def __init__(self, options: AnyOptions, run: Run, settings: Mapping[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

@@ -22,7 +22,7 @@ class WandB(Logger):
     checkpoint.
     """
 
-    package = "wandb"
+    package = extra = "wandb"
 
     class Options(AnyOptions):
         """Options of Weights & Biases."""

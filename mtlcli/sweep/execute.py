@@ -6,11 +6,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mtlcli import registry, yamlfile
+from mtlcli import extras, registry, yamlfile
 from mtlcli.errors import MtlError
 from mtlcli.options import parse
 from mtlcli.recipe import differences
@@ -39,10 +38,8 @@ def choose_launcher(name: str, settings: Sequence[str], jobs: int) -> Launcher:
     Raises MtlError for a name or a setting that does not exist, or a package that is missing.
     """
     cls = registry.launchers.get(name)
-    if cls.package is not None and find_spec(cls.package) is None:
-        raise MtlError(
-            f"--launcher {name}: needs the package {cls.package}, which is not installed: pip install 'mtlcli[{name}]'"
-        )
+    if lacking := extras.missing(cls.package, cls.extra):
+        raise MtlError(f"--launcher {name}: {lacking}")
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")

@@ -24,6 +24,7 @@ from mtlcli.runs import Run, set_aside, to_json
 from mtlcli.yamlfile import flatten
 
 FILES = ("recipe.yaml", "run.json", "events.jsonl", "last.pt", "best.pt", "result.json")  # of a finished run
+OPTIONAL = ("preprocessing.json",)  # of one whose dataset reads new files
 
 
 class Entry:
@@ -45,7 +46,8 @@ class Entry:
             "versions": {"mtlcli": __version__, "torch": version("torch")},
             "device": choose_device(device).type,
         }
-        named = json.dumps({**self._origin, "plugins": [_digest(name) for name in recipe.plugins]}, sort_keys=True)
+        plugins = [_digest(name) for name in recipe.plugins]
+        named = json.dumps({**self._origin, "plugins": plugins, "files": FILES + OPTIONAL}, sort_keys=True)
         self.path = store / hashlib.sha256(named.encode()).hexdigest()[:20]
 
     def take(self, target: Path) -> tuple[bool, str | None]:
@@ -120,7 +122,7 @@ def place(source: Path, target: Path, recipe: Recipe | None = None) -> bool:
     made = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
     made.mkdir(parents=True)
     try:
-        for name in FILES:
+        for name in (*FILES, *(name for name in OPTIONAL if source.joinpath(name).exists())):
             _link(source / name, made / name)
         if recipe is not None:
             info = {**Run(source).info(), "taken_from": str(source)}

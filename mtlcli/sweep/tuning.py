@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mtlcli import registry
+from mtlcli import extras, registry
 from mtlcli.errors import MtlError
 from mtlcli.recipe import DEFAULTS, Recipe, differences
 from mtlcli.runs import Run, disk_errors, read_recipe, set_aside, to_json
@@ -36,8 +35,8 @@ class Tuned:
 
 def check_installed() -> None:
     """Raise MtlError where Optuna is missing."""
-    if find_spec("optuna") is None:
-        raise MtlError("--tune: needs the package optuna, which is not installed: pip install 'mtlcli[tune]'")
+    if lacking := extras.missing("optuna", "tune"):
+        raise MtlError(f"--tune: {lacking}")
 
 
 def missing_baselines(contestants: Sequence[Recipe]) -> list[tuple[str, str]]:

@@ -101,7 +101,7 @@ def test_mistakes_are_told_before_anything_is_made(mtl: Mtl, monkeypatch: pytest
         assert done.code == 2
         assert words in done.err
     assert sorted(Path().rglob("*")) == before
-    monkeypatch.setattr("mtlcli.sweep.execute.find_spec", lambda name: None)
+    monkeypatch.setattr("mtlcli.extras.find_spec", lambda name: None)
     with pytest.raises(MtlError, match=r"needs the package ray, .* pip install 'mtlcli\[ray\]'"):
         execute.choose_launcher("ray", [], 1)
 

@@ -193,8 +193,8 @@ def test_eval_of_no_run(mtl: Mtl, trained: Path) -> None:
     for target, words in [
         ("nope", "nope: no such run"),
         ("empty", "empty: is no run directory (it has no run.json and recipe.yaml)"),
-        (".", ".: is no run directory (it has no run.json and recipe.yaml); there are: run"),
-        ("rn", "rn: no such run; did you mean 'run'?; there are: run"),
+        (".", ".: is no run directory (it has no run.json and recipe.yaml); there are: half, run"),
+        ("rn", "rn: no such run; did you mean 'run'?; there are: half, run"),
         ("toy.yaml", "toy.yaml: is no run directory"),
         ("half", "half: is no run directory (it has no recipe.yaml)"),
     ]:
@@ -279,7 +279,11 @@ def test_the_list_is_complete(mtl: Mtl) -> None:
     [
         (["loss"], "mtl list: no kind 'loss'; did you mean 'losses'?; there are: datasets, encoders"),
         (["igb_v1"], "mtl list: no kind 'igb_v1'; did you mean: mtl list losses igb_v1"),
-        (["nonsense"], "there are: datasets, encoders, trunks, losses, gradients, loggers, launchers, metrics"),
+        (
+            ["nonsense"],
+            "; there are: datasets, encoders, trunks, losses, gradients, optimizers, schedules, loggers, launchers, "
+            "metrics, runs",
+        ),
         (["encoder", "mlp"], "did you mean 'encoders'?"),
         (["losses", "igbv1"], "no loss weighting 'igbv1'; did you mean 'igb_v1'?"),
         (["gradients", "pcgard"], "no gradient weighting 'pcgard'; did you mean 'pcgrad'?"),

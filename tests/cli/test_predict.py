@@ -313,12 +313,12 @@ def test_classes_come_back_as_they_stood(mtl: Mtl, case: str) -> None:
         assert found.dtype == frame["z"].dtype
 
 
-def test_runs_on_other_data_have_nothing_to_read_files_with(mtl: Mtl) -> None:
+def test_runs_on_other_data_cannot_read_new_files(mtl: Mtl) -> None:
     assert mtl("train", "toy.yaml", "--out", "toy").code == 0
     assert not Path("toy/preprocessing.json").exists()
     done: Done = mtl("predict", "toy", "x.csv", "--out", "p.csv")
     assert done.code == 2
-    assert "toy: has no preprocessing.json" in done.err
+    assert done.err == "error: dataset 'toy' cannot read new files; these can: images, table\n"
 
 
 @pytest.mark.usefixtures("at")

@@ -14,7 +14,7 @@ from mtlcli import recipe as recipes
 from mtlcli.engine.train import train
 from mtlcli.recipe import Recipe
 from mtlcli.runs import ASIDE, Run
-from mtlcli.sweep.store import FILES, Entry, place
+from mtlcli.sweep.store import Entry, place
 
 STORE = Path("runs/single_task")
 SMALL = ["--set", "train.epochs=1", "--set", "data.tasks=[yes, amount]", "--seeds", "0", "--jobs", "2", "--json"]
@@ -181,4 +181,24 @@ def test_many_at_once_leave_one_whole_run(run: Run) -> None:
         thread.join()
     assert sorted(made) == [False] * 7 + [True]
     assert [path.name for path in Path("kept").iterdir()] == ["run"]
-    assert {path.name for path in Path("kept/run").iterdir()} == set(FILES)
+    of_the_run = {path.name for path in run.path.iterdir() if not path.name.startswith(".")}
+    assert {path.name for path in Path("kept/run").iterdir()} == of_the_run
+
+
+@pytest.mark.parametrize("how", ["from the store", "tuned"])
+def test_what_was_taken_predicts_new_rows(mtl: Mtl, how: str) -> None:
+    rows = [f"{i % 7},{i % 5},{i % 2},{i * 0.5}" for i in range(60)]
+    Path("t.csv").write_text("\n".join(["a,b,won,paid", *rows]))
+    init = ["init", "--from", "t.csv", "--task", "won:binary", "--task", "paid:regression", "t.yaml"]
+    assert mtl(*init).code == 0
+    sweep = ["compare", "t.yaml", "--set", "train.epochs=1", "--methods", "ew", "--seeds", "0", "--json"]
+    if how == "tuned":
+        run = Path("one", json.loads(mtl(*sweep, "--tune", "1", "--out", "one").out)["rows"][0]["runs"][0])
+    else:
+        for out in ("one", "two"):
+            done = mtl(*sweep, "--out", out)
+        assert taken(done) == 2
+        run = Path("two/single_task/won/seed-0")
+    done = mtl("predict", run, "t.csv", "--out", "p.csv")
+    assert done.code == 0, done.err
+    assert len(Path("p.csv").read_text().splitlines()) == 61

@@ -191,7 +191,7 @@ def test_what_is_no_number_of_trials(mtl: Mtl, arguments: list[str], words: str)
 
 def test_without_optuna_nothing_begins(mtl: Mtl, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr("mtlcli.sweep.tuning.find_spec", lambda name: None if name == "optuna" else find(name))
+    monkeypatch.setattr("mtlcli.extras.find_spec", lambda name: None if name == "optuna" else find(name))
     done = mtl("compare", "toy.yaml", "--tune", "2", "--out", "sweep")
     assert (done.code, done.out) == (2, "")
     assert "needs the package optuna, which is not installed: pip install 'mtlcli[tune]'" in done.err

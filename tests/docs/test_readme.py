@@ -208,6 +208,7 @@ def test_the_own_loop_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_own_dataset_trains(tmp_path: Path) -> None:
     import torch
 
+    from mtlcli.engine.prepare import load_data
     from mtlcli.engine.train import train
 
     rows = torch.rand(200, 3)
@@ -217,6 +218,7 @@ def test_the_own_dataset_trains(tmp_path: Path) -> None:
     lines += [
         ",".join(map(str, [*r, p, s])) for r, p, s in zip(rows.tolist(), price.tolist(), sold.tolist(), strict=True)
     ]
+    lines[4:6] = ["0.1,0.2,0.3,,1", "0.3,0.2,0.1,50000,"]  # labels may be missing
     (tmp_path / "houses.csv").write_text("\n".join(lines), encoding="utf-8")
     built = recipe.from_values(
         {
@@ -229,6 +231,11 @@ def test_the_own_dataset_trains(tmp_path: Path) -> None:
     _, result = train(built, "houses", out=tmp_path / "run", device="cpu")
     assert result["tasks"]["price"]["metrics"]["r2"]["value"] > 0.5
     assert result["tasks"]["sold"]["metrics"]["auroc"]["value"] > 0.8
+    data = load_data(built)
+    assert {task.name: sum(split.labelled(task) for split in data.splits.values()) for task in data.tasks} == {
+        "price": 199,
+        "sold": 199,
+    }
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------

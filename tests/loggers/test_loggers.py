@@ -179,8 +179,15 @@ def test_mistakes_in_a_recipe(log: Any, words: str) -> None:
 
 
 def test_a_package_that_is_missing_is_told_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtlcli.recipe.find_spec", lambda name: None)
+    monkeypatch.setattr("mtlcli.extras.find_spec", lambda name: None)
     with pytest.raises(MtlError, match=r"needs the package tensorboard, .* pip install 'mtlcli\[tensorboard\]'"):
+        recipe.from_values({**toy.values(), "log": {"tensorboard": True}}, "toy")
+
+
+def test_a_package_of_somebody_elses_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers.get("tensorboard"), "package", "somewhere_else")
+    monkeypatch.setattr(loggers.get("tensorboard"), "extra", None)
+    with pytest.raises(MtlError, match=r"not installed: pip install somewhere_else$"):
         recipe.from_values({**toy.values(), "log": {"tensorboard": True}}, "toy")
 
 

@@ -56,6 +56,7 @@ class Launcher(ABC):
 
     name: ClassVar[str]
     package: ClassVar[str | None] = None  # the module that has to be installed, if any
+    extra: ClassVar[str | None] = None  # the extra of mtlcli that installs it
     Options: ClassVar[type[AnyOptions]] = AnyOptions
 
     def __init__(self, options: AnyOptions, jobs: int) -> None:

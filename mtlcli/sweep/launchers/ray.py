@@ -26,7 +26,7 @@ class Ray(Launcher):
     lost costs its runs their steps since the last checkpoint: the same command goes on with them.
     """
 
-    package = "ray"
+    package = extra = "ray"
 
     class Options(AnyOptions):
         """Options of Ray."""

@@ -24,6 +24,7 @@ class Slurm(Launcher):
     """
 
     package = "submitit"
+    extra = "slurm"
 
     class Options(AnyOptions):
         """Options of Slurm."""
