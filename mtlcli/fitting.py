@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from mtlcli import registry
 from mtlcli.options import Problem
-from mtlcli.yamlfile import show
 
 if TYPE_CHECKING:
     from mtlcli.recipe import DataSection, GradientSection, Part
@@ -53,44 +52,14 @@ def pair(loss: Part, gradient: Part) -> list[Problem]:
 
 def engine(gradient: Part, settings: GradientSection, trunk: Part) -> list[Problem]:
     """Settings of the engine that the method or the trunk cannot serve."""
-    problems = []
+    from mtlcli.engine.settings import misfits
+
     method = registry.gradient_weightings.get(gradient.name)
+    found = dict(misfits(method, settings.wrt, settings.every, settings.smooth, settings.groups != "all"))
     if settings.wrt == "representation" and not registry.trunks.get(trunk.name).has_cut:
         able = [name for name in registry.trunks.names() if registry.trunks.get(name).has_cut]
-        problems.append(
-            Problem(
-                "weighting.gradient.wrt",
-                f"representation needs one tensor between trunk and heads; trunk '{trunk.name}' has none "
-                f"(these have: {', '.join(able)}); use wrt: params",
-            )
+        found["wrt"] = (
+            f"representation needs one tensor between trunk and heads; trunk '{trunk.name}' has none "
+            f"(these have: {', '.join(able)}); use wrt: params"
         )
-    elif settings.wrt not in method.allowed_anchors() and method.reads != "nothing":
-        reason = (
-            f"the gradients that '{gradient.name}' brings together from several batches have no entry in common"
-            if settings.wrt == "representation"
-            else f"'{gradient.name}' mixes the gradients themselves and has no weights to carry over"
-        )
-        problems.append(
-            Problem(
-                "weighting.gradient.wrt",
-                f"should be {' or '.join(method.allowed_anchors())}: {reason}; found {settings.wrt}",
-            )
-        )
-    if not method.gives_weights():
-        problems += [
-            Problem(
-                f"weighting.gradient.{key}",
-                f"should be {allowed}: '{gradient.name}' mixes the gradients themselves and has no weights to reuse or "
-                f"to average; found {show(getattr(settings, key))}",
-            )
-            for key, wanted, allowed in (("every", settings.every > 1, "1"), ("smooth", settings.smooth > 0, "0"))
-            if wanted
-        ]
-    if settings.groups != "all" and settings.wrt != "params":
-        problems.append(
-            Problem(
-                "weighting.gradient.groups",
-                f"should be all: groups divide the gradients at parameters (wrt: params); found wrt: {settings.wrt}",
-            )
-        )
-    return problems
+    return [Problem(f"weighting.gradient.{setting}", message) for setting, message in found.items()]

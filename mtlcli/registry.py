@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from mtlcli.errors import MtlError, did_you_mean
 
 if TYPE_CHECKING:
+    import torch
+
     from mtlcli.data.base import Dataset
     from mtlcli.engine.optimizers import Optimizer
     from mtlcli.engine.schedules import Schedule
@@ -89,10 +91,19 @@ class Registry(Generic[T]):
 class WeightingRegistry(Registry[T]):
     """A registry whose classes are built from options, task names and a random generator."""
 
-    def build(self, name: str, /, tasks: int | Iterable[str], seed: int = 0, **options: Any) -> T:
+    def build(
+        self,
+        name: str,
+        /,
+        tasks: int | Iterable[str],
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> T:
         """The weighting `name` for `tasks` (their names, or how many), with its options given by keyword.
 
-        Its random draws come from a CPU generator seeded with `seed`. Raises MtlError for unknown names and options.
+        It works for a model on `device`, and its random draws are seeded with `seed`. Raises MtlError for unknown names
+        and options.
         """
         import torch
 
@@ -100,7 +111,7 @@ class WeightingRegistry(Registry[T]):
 
         cls: Any = self.get(name)
         names = tuple(f"task{k}" for k in range(tasks)) if isinstance(tasks, int) else tuple(tasks)
-        built: T = cls(parse(cls.Options, options, f"{self.kind} '{name}'"), names, torch.Generator().manual_seed(seed))
+        built: T = cls.on(torch.device(device), parse(cls.Options, options, f"{self.kind} '{name}'"), names, seed)
         return built
 
 

@@ -17,7 +17,7 @@ from mtlcli.engine.step import Report, Step
 from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.recipe import DEFAULTS
 from mtlcli.registry import WeightingRegistry, gradient_weightings, loss_weightings
-from mtlcli.weighting.base import Anchor, Clock, GradientWeighting, LossWeighting
+from mtlcli.weighting.base import Anchor, Clock, GradientWeighting, LossWeighting, Weighting
 
 
 class Balancer:
@@ -102,10 +102,8 @@ class Balancer:
             kinds = ", ".join(sorted({str(p.dtype) for p in self._shared}))
             raise MtlError(f"Balancer: shared parameters should have one dtype; found {kinds}")
         device = everything[0].device if everything else torch.device("cpu")
-        self.loss_weighting: LossWeighting = self._slot("loss", loss, loss_weightings, options, seed).to(device)
-        self.gradient_weighting: GradientWeighting = self._slot(
-            "gradient", gradient, gradient_weightings, options, seed
-        )
+        self.loss_weighting: LossWeighting = self._slot("loss", loss, options, seed, device)
+        self.gradient_weighting: GradientWeighting = self._slot("gradient", gradient, options, seed, device)
         at_parameters = self.gradient_weighting.reads != "nothing" and wrt != "representation"
         if (at_parameters or self.loss_weighting.takes_gradients) and any(p.is_complex() for p in everything):
             raise MtlError(
@@ -320,13 +318,14 @@ class Balancer:
         return f"{shown}{', ...' if len(parameters) > 4 else ''}"
 
     def _slot(
-        self, slot: str, wanted: Any, among: WeightingRegistry[Any], options: Mapping[str, Mapping[str, Any]], seed: int
+        self, slot: str, wanted: Any, options: Mapping[str, Mapping[str, Any]], seed: int, device: torch.device
     ) -> Any:
+        kind: type[Weighting] = LossWeighting if slot == "loss" else GradientWeighting
         if isinstance(wanted, str):
-            return among.build(wanted, self.tasks, 2 * seed + (1 if slot == "loss" else 2), **options.get(slot, {}))
-        if not isinstance(wanted, LossWeighting if slot == "loss" else GradientWeighting):
-            kind = "LossWeighting" if slot == "loss" else "GradientWeighting"
-            raise MtlError(f"Balancer: {slot} should be a name or a {kind}; found {type(wanted).__name__}")
+            among: WeightingRegistry[Any] = loss_weightings if slot == "loss" else gradient_weightings
+            return among.build(wanted, self.tasks, kind.seed_in(seed), device, **options.get(slot, {}))
+        if not isinstance(wanted, kind):
+            raise MtlError(f"Balancer: {slot} should be a name or a {kind.__name__}; found {type(wanted).__name__}")
         if options.get(slot):
             raise MtlError(f"Balancer: options['{slot}'] goes with a name; this {slot} weighting is built already")
         if len(wanted.tasks) != len(self.tasks) or (
@@ -335,4 +334,4 @@ class Balancer:
             raise MtlError(
                 f"Balancer: {slot} was built for the tasks {', '.join(wanted.tasks)}; found {', '.join(self.tasks)}"
             )
-        return wanted
+        return wanted.to(wanted.home(device))

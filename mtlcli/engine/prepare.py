@@ -43,20 +43,13 @@ class Prepared:
         """Both slots, newly built."""
         recipe, names = self.recipe, tuple(task.name for task in self.data.tasks)
         seed = recipe.train.seed
-        gradient_class = registry.gradient_weightings.get(recipe.gradient.name)
-        # A Gramian method works on the CPU, everything else where the losses and gradients are.
-        gradient_device = torch.device("cpu") if gradient_class.reads == "gramian" else self.device
         with placed(recipe, "weighting.loss"):
-            loss_class = registry.loss_weightings.get(recipe.loss.name)
-            loss = loss_class(recipe.loss.options, names, generator(self.device, 2 * seed + 1)).to(self.device)
+            method = registry.loss_weightings.get(recipe.loss.name)
+            loss = method.on(self.device, recipe.loss.options, names, method.seed_in(seed))
         with placed(recipe, "weighting.gradient"):
-            gradient = gradient_class(recipe.gradient.options, names, generator(gradient_device, 2 * seed + 2))
-        return loss, gradient.to(gradient_device)
-
-
-def generator(device: torch.device, seed: int) -> torch.Generator:
-    """A seeded random generator on `device`."""
-    return torch.Generator(device=device).manual_seed(seed)
+            mixer = registry.gradient_weightings.get(recipe.gradient.name)
+            gradient = mixer.on(self.device, recipe.gradient.options, names, mixer.seed_in(seed))
+        return loss, gradient
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:

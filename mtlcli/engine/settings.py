@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from torch import Tensor
@@ -22,25 +22,48 @@ def check_ranges(wrt: Anchor, every: int, smooth: float) -> None:
             raise MtlError(f"{setting}: should be {expected}; found {value!r}")
 
 
+def misfits(
+    gradient: type[GradientWeighting], wrt: Anchor, every: int, smooth: float, grouped: bool
+) -> Iterator[tuple[str, str]]:
+    """Settings that a method cannot serve, or that exclude each other: which one, and what to do.
+
+    Args:
+        grouped: whether parameters are divided into several groups.
+    """
+    name = gradient.name
+    if gradient.reads != "nothing" and wrt not in gradient.allowed_anchors():
+        reason = (
+            f"the gradients that '{name}' brings together from several batches have no entry in common"
+            if wrt == "representation"
+            else f"'{name}' mixes the gradients themselves and has no weights to carry over"
+        )
+        yield "wrt", f"should be {' or '.join(gradient.allowed_anchors())}: {reason}; found {wrt}"
+    if not gradient.gives_weights():
+        reason = f"'{name}' mixes the gradients themselves and has no weights to reuse or to average"
+        if every > 1:
+            yield "every", f"should be 1: {reason}; found {every}"
+        if smooth > 0:
+            yield "smooth", f"should be 0: {reason}; found {smooth}"
+    if grouped and wrt != "params":
+        yield "groups", f"divide the gradients at parameters, and so need wrt: params; found wrt: {wrt}"
+
+
 def check_fit(
     loss: LossWeighting,
     gradient: GradientWeighting,
     wrt: Anchor,
     every: int,
     smooth: float,
+    grouped: bool,
     shared: Sequence[Tensor],
     last_shared: Sequence[Tensor],
 ) -> None:
     """Both methods with each other, and with the settings and parameters of a step that acts on task gradients."""
-    name = gradient.name
     for objection in objections(type(loss), loss.options, type(gradient), gradient.options):
         raise MtlError(objection)
-    if wrt not in gradient.allowed_anchors():
-        raise MtlError(f"wrt: {wrt} does not go with '{name}'; use {' or '.join(gradient.allowed_anchors())}")
+    for setting, message in misfits(type(gradient), wrt, every, smooth, grouped):
+        raise MtlError(f"{setting}: {message}")
     if wrt == "params" and not shared:
-        raise MtlError(f"gradient weighting '{name}' needs trainable shared parameters; this model has none")
+        raise MtlError(f"gradient weighting '{gradient.name}' needs trainable shared parameters; this model has none")
     if wrt == "last_shared" and not last_shared:
         raise MtlError("wrt: last_shared needs the parameters of the last shared layer; none are known here")
-    for setting, wanted in (("every above 1", every > 1), ("smooth", smooth > 0)):
-        if wanted and not gradient.gives_weights():
-            raise MtlError(f"{setting} needs weights, and '{name}' mixes the gradients themselves; leave it out")

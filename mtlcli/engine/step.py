@@ -105,8 +105,10 @@ class Step:
         self._groups: Sequence[Sequence[nn.Parameter]] = ()
         check_ranges(wrt, every, smooth)
         if gradient_weighting.reads != "nothing":
-            check_fit(loss_weighting, gradient_weighting, wrt, every, smooth, self.shared, self.last_shared)
-            self._divide([list(group) for group in groups])
+            parts = [list(group) for group in groups]
+            settings = (wrt, every, smooth, len(parts) > 1)
+            check_fit(loss_weighting, gradient_weighting, *settings, self.shared, self.last_shared)
+            self._divide(parts)
 
     def backward(self, view: Roots, cut: Sequence[Tensor] = ()) -> Report:
         """Add the step's gradients to `.grad`; the graph of `view` is used up.
@@ -186,8 +188,6 @@ class Step:
             raise MtlError("groups: every shared parameter should be in exactly one group")
         if len(groups) == 1:
             return
-        if self.wrt != "params":
-            raise MtlError(f"groups need wrt: params, whose gradients they divide; found wrt: {self.wrt}")
         self._groups, self.shared = groups, [p for group in groups for p in group]
         method = self.gradient_weighting
         copies = [copy.deepcopy(method, {id(method.rng): method.rng}) for _ in groups[1:]]

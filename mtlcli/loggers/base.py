@@ -29,7 +29,7 @@ class Logger(ABC):
     Options: ClassVar[type[AnyOptions]] = AnyOptions
 
     @abstractmethod
-    def __init__(self, options: AnyOptions, run: Run, settings: Mapping[str, Any], step: int) -> None: ...
+    def __init__(self, options: Any, run: Run, settings: Mapping[str, Any], step: int) -> None: ...
 
     @abstractmethod
     def write(self, values: Mapping[str, float], step: int) -> None:

@@ -35,9 +35,8 @@ class MLflow(Logger):
         )
         experiment: str = Field("mtl", description="Experiment there.")
 
-    def __init__(self, options: AnyOptions, run: Run, settings: Mapping[str, Any], step: int) -> None:
-        chosen: Any = options
-        uri = chosen.uri or os.environ.get("MLFLOW_TRACKING_URI") or (run.path.resolve().parent / "mlruns").as_uri()
+    def __init__(self, options: Any, run: Run, settings: Mapping[str, Any], step: int) -> None:
+        uri = options.uri or os.environ.get("MLFLOW_TRACKING_URI") or (run.path.resolve().parent / "mlruns").as_uri()
         if uri.startswith("file:"):  # its newest versions ask for this, or refuse a folder of files
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow import MlflowClient
@@ -49,8 +48,8 @@ class MLflow(Logger):
             self._id = str(known)
             self._client.update_run(self._id, status="RUNNING")
             return
-        experiment = self._client.get_experiment_by_name(chosen.experiment)
-        made = experiment.experiment_id if experiment else self._client.create_experiment(chosen.experiment)
+        experiment = self._client.get_experiment_by_name(options.experiment)
+        made = experiment.experiment_id if experiment else self._client.create_experiment(options.experiment)
         self._id = self._client.create_run(made, run_name=run.path.name).info.run_id
         run.update_info(mlflow_run=self._id)
         params = [Param(key, str(value)[:LONGEST]) for key, value in settings.items()]

@@ -33,17 +33,16 @@ class WandB(Logger):
         tags: list[str] = Field([], description="Tags of the run.")
         mode: Literal["online", "offline"] = Field("online", description="offline keeps everything on disk.")
 
-    def __init__(self, options: AnyOptions, run: Run, settings: Mapping[str, Any], step: int) -> None:
+    def __init__(self, options: Any, run: Run, settings: Mapping[str, Any], step: int) -> None:
         import wandb
 
-        chosen: Any = options
         origin = f"{run.path.resolve()} {run.info().get('started')}"
         self._run = wandb.init(
-            project=chosen.project,
-            entity=chosen.entity,
-            group=chosen.group,
-            tags=chosen.tags,
-            mode=chosen.mode,
+            project=options.project,
+            entity=options.entity,
+            group=options.group,
+            tags=options.tags,
+            mode=options.mode,
             name=run.path.name,
             id=hashlib.sha256(origin.encode()).hexdigest()[:16],
             resume="allow",

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,7 @@ class Weighting(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    stream: ClassVar[Literal[1, 2]]  # of random numbers, by slot
 
     Options: ClassVar[type[AnyOptions]] = AnyOptions
 
@@ -153,6 +154,22 @@ class Weighting(nn.Module, ABC):
         self.rng = rng
         self.events: Counter[str] = Counter()
         self._kept: dict[str, Stateful] = {}
+
+    @classmethod
+    def home(cls, device: torch.device) -> torch.device:
+        """Where its tensors and random draws are for a model on `device`."""
+        return device
+
+    @classmethod
+    def on(cls, device: torch.device, options: AnyOptions, tasks: tuple[str, ...], seed: int) -> Self:
+        """A new one for a model on `device`, its random draws seeded with `seed`."""
+        home = cls.home(device)
+        return cls(options, tasks, torch.Generator(home).manual_seed(seed)).to(home)
+
+    @classmethod
+    def seed_in(cls, run_seed: int) -> int:
+        """Its seed in a run with `run_seed`: the two slots draw different numbers."""
+        return 2 * run_seed + cls.stream
 
     def keep(self, name: str, thing: Stateful) -> None:
         """Save and restore `thing` with this method's state."""
@@ -179,6 +196,7 @@ class Weighting(nn.Module, ABC):
 class LossWeighting(Weighting):
     """K losses -> the K losses that are trained on. Register with `@loss_weightings.register("name")`."""
 
+    stream = 1
     needs: ClassVar[frozenset[Literal["held_out"]]] = frozenset()
     takes_gradients: ClassVar[bool] = False  # whether it asks for gradients at the parameters, and so must know them
     traits: ClassVar[frozenset[Trait]] = frozenset()  # what a gradient weighting may refuse to go with
@@ -190,17 +208,17 @@ class LossWeighting(Weighting):
     heads: Literal["weighted", "unweighted"] = "weighted"
 
     @classmethod
-    def needs_with(cls, options: AnyOptions) -> frozenset[Literal["held_out"]]:
+    def needs_with(cls, options: Any) -> frozenset[Literal["held_out"]]:
         """What the recipe must provide for these options. Default: `needs`, whatever they are."""
         return cls.needs
 
     @classmethod
-    def traits_with(cls, options: AnyOptions) -> frozenset[Trait]:
+    def traits_with(cls, options: Any) -> frozenset[Trait]:
         """What is special about the weights that these options lead to. Default: `traits`."""
         return cls.traits
 
     @classmethod
-    def begins(cls, options: AnyOptions) -> int:
+    def begins(cls, options: Any) -> int:
         """The first epoch, from 0, in which it does what it is for; until then it only gathers what it needs."""
         return 0
 
@@ -232,6 +250,7 @@ class GradientWeighting(Weighting):
     (K,) or the direction (P,), as `returns` says. Where the gradients are taken and how often is the engine's business.
     """
 
+    stream = 2
     reads: ClassVar[Reads]
     # None: weights where the Gramian is read, the direction where gradients are.
     returns: ClassVar[Literal["weights", "direction"] | None] = None
@@ -249,6 +268,11 @@ class GradientWeighting(Weighting):
     minds_zeros: ClassVar[bool] = False
 
     @classmethod
+    def home(cls, device: torch.device) -> torch.device:
+        """The CPU where it reads the Gramian, which is there."""
+        return torch.device("cpu") if cls.reads == "gramian" else device
+
+    @classmethod
     def gives_weights(cls) -> bool:
         """Whether `forward` returns weights (K,), which can be reused, averaged, and carried to other parameters."""
         return (cls.returns or ("direction" if cls.reads in ("jacobian", "columns") else "weights")) == "weights"
@@ -259,7 +283,7 @@ class GradientWeighting(Weighting):
         return tuple(sorted(cls.anchors - (frozenset() if cls.gives_weights() else {"last_shared"})))
 
     @classmethod
-    def refuses(cls, options: AnyOptions) -> Mapping[Trait, str]:
+    def refuses(cls, options: Any) -> Mapping[Trait, str]:
         """Traits of loss weightings that it cannot go with under these options, and why. Default: none."""
         return {}
 

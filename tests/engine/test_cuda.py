@@ -99,6 +99,19 @@ def test_a_checkpoint_of_the_gpu_is_read_on_the_cpu(tmp_path: Path) -> None:
     assert all(p.device.type == "cpu" for p in here.model.parameters())
 
 
+@pytest.mark.parametrize("slot", ["loss", "gradient"])
+def test_the_balancer_keeps_a_method_where_it_works(slot: str) -> None:
+    """What reads the Gramian on the CPU, everything else with the model, random numbers included."""
+    model = nn.Linear(4, 4, device=DEVICE)
+    among = mtlcli.loss_weightings if slot == "loss" else mtlcli.gradient_weightings
+    for name in among.names():
+        options = {slot: {"weights": {"a": 1.0, "b": 1.0}}} if name == "constant" else {}
+        balancer = mtlcli.Balancer(("a", "b"), **{slot: name}, shared=model.parameters(), options=options)
+        method = balancer.loss_weighting if slot == "loss" else balancer.gradient_weighting
+        at = CPU.type if getattr(method, "reads", None) == "gramian" else DEVICE.type
+        assert {method.rng.device.type, *(t.device.type for t in (*method.parameters(), *method.buffers()))} == {at}
+
+
 @pytest.mark.parametrize("rows", ["sequential", "batched", "auto"])
 def test_the_balancer_gives_the_same_gradients_however_rows_are_taken(rows: Any) -> None:
     torch.manual_seed(0)

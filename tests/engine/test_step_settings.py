@@ -117,10 +117,13 @@ def test_smoothing_averages_the_weights_over_steps() -> None:
     ("how", "says"),
     [
         ({"groups": "overlapping"}, "exactly one group"),
-        ({"groups": "fine", "wrt": "representation"}, "groups need wrt: params"),
+        (
+            {"groups": "fine", "wrt": "representation"},
+            "groups: divide the gradients at parameters",
+        ),
         ({"wrt": "last_shared"}, "last shared layer"),
-        ({"every": 2, "method": SumOfRows}, "every above 1 needs weights"),
-        ({"smooth": 0.5, "method": SumOfRows}, "smooth needs weights"),
+        ({"every": 2, "method": SumOfRows}, "every: should be 1: .* no weights to reuse"),
+        ({"smooth": 0.5, "method": SumOfRows}, "smooth: should be 0: .* no weights to reuse or to average"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(how: Any, says: str) -> None:

@@ -51,10 +51,9 @@ class MGDA(GradientWeighting):
     minds_zeros = True
 
     @classmethod
-    def refuses(cls, options: AnyOptions) -> Mapping[Trait, str]:
+    def refuses(cls, options: Any) -> Mapping[Trait, str]:
         """Negative weights, where it divides by losses."""
-        chosen: Any = options
-        return {"negative_weights": NEGATIVE} if chosen.normalise in ("loss", "loss+") else {}
+        return {"negative_weights": NEGATIVE} if options.normalise in ("loss", "loss+") else {}
 
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
         """Weights (K,) on the simplex. Raises MtlError for a Gramian that is not finite or a negative loss."""

@@ -73,10 +73,9 @@ class MoCo(GradientWeighting):
         self.keep("tracked", self.tracked)
 
     @classmethod
-    def refuses(cls, options: AnyOptions) -> Mapping[Trait, str]:
+    def refuses(cls, options: Any) -> Mapping[Trait, str]:
         """Negative weights, with `normalise: loss`."""
-        chosen: Any = options
-        return {"negative_weights": NEGATIVE} if chosen.normalise == "loss" else {}
+        return {"negative_weights": NEGATIVE} if options.normalise == "loss" else {}
 
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
         """Direction (P,). Raises MtlError where the size of the gradients changes or one is not finite."""

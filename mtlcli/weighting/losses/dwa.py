@@ -47,10 +47,9 @@ class DWA(LossWeighting):
         length: int = Field(25, ge=1, description="Steps in a window of `window: iterations`.")
 
     @classmethod
-    def begins(cls, options: AnyOptions) -> int:
+    def begins(cls, options: Any) -> int:
         """After the two epochs that it compares."""
-        chosen: Any = options
-        return 2 if chosen.window == "epoch" else 0
+        return 2 if options.window == "epoch" else 0
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)

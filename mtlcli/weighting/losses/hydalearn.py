@@ -69,16 +69,14 @@ class HydaLearn(LossWeighting):
     weights: Tensor  # (K,)  of the last step
 
     @classmethod
-    def needs_with(cls, options: AnyOptions) -> frozenset[Literal["held_out"]]:
+    def needs_with(cls, options: Any) -> frozenset[Literal["held_out"]]:
         """Held-out rows where gains are measured on them."""
-        chosen: Any = options
-        return frozenset({"held_out"}) if chosen.batch == "held_out" else frozenset()
+        return frozenset({"held_out"}) if options.batch == "held_out" else frozenset()
 
     @classmethod
-    def traits_with(cls, options: AnyOptions) -> frozenset[Trait]:
+    def traits_with(cls, options: Any) -> frozenset[Trait]:
         """Negative weights where they are kept."""
-        chosen: Any = options
-        return frozenset({"negative_weights"}) if chosen.negative == "keep" else frozenset()
+        return frozenset({"negative_weights"}) if options.negative == "keep" else frozenset()
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)

@@ -45,10 +45,9 @@ class IGBv1(LossWeighting):
     weights: Tensor  # (K,)  of the last step
 
     @classmethod
-    def begins(cls, options: AnyOptions) -> int:
+    def begins(cls, options: Any) -> int:
         """The one after the base."""
-        chosen: Any = options
-        return int(chosen.base_epoch + 1)
+        return int(options.base_epoch + 1)
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)

@@ -73,10 +73,9 @@ class IGBv2(LossWeighting):
     weights: Tensor  # (K,)  of the last step
 
     @classmethod
-    def begins(cls, options: AnyOptions) -> int:
+    def begins(cls, options: Any) -> int:
         """When the agent takes over."""
-        chosen: Any = options
-        return int(chosen.start_epoch)
+        return int(options.start_epoch)
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)

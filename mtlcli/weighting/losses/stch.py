@@ -52,10 +52,9 @@ class STCH(LossWeighting):
         )
 
     @classmethod
-    def begins(cls, options: AnyOptions) -> int:
+    def begins(cls, options: Any) -> int:
         """The one after the base."""
-        chosen: Any = options
-        return int(chosen.warmup_epochs + 1)
+        return int(options.warmup_epochs + 1)
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
