@@ -50,6 +50,7 @@ def init(
     """Write a commented recipe for a table of your own; without --from, for the packaged data."""
     with output(as_json) as (target, emit):
         from mtlcli import pages, starter
+        from mtlcli.runs import SCHEMA_VERSION
 
         if recipe.exists() and not force:
             raise MtlError(f"{recipe}: is there already; --force writes over it")
@@ -79,4 +80,4 @@ def init(
         problem = starter.problem(table, recipe) if table is not None else None
         then = f"it cannot be trained yet: {problem}\nafter that" if problem is not None else "next"
         target.print(f"written: {recipe}\n{then}: mtl check {shlex.quote(str(recipe))}", soft_wrap=True)
-        emit({"schema_version": 1, "recipe": str(recipe), **values, "problem": problem})
+        emit({"schema_version": SCHEMA_VERSION, "recipe": str(recipe), **values, "problem": problem})

@@ -235,11 +235,6 @@ class Split(BaseSplit):
         inputs, targets = ({n: t.to(device) for n, t in held.items()} for held in (self.inputs, self.targets))
         return replace(self, inputs=inputs, targets=targets)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that the split takes, in bytes."""
-        return sum(t.nbytes for t in (*self.inputs.values(), *self.targets.values()))
-
 
 class ColumnUse(NamedTuple):
     """What becomes of a column of a table."""

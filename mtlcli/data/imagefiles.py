@@ -37,6 +37,8 @@ FEW = 256  # files that are decoded sooner than workers have started
 MOST_WORKERS = 8
 DIGEST = 16  # bytes
 SHOWN = 3  # rows that were left out, in the note
+# Mean and standard deviation of ImageNet, by the number of channels.
+IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 
 
 class Shape(NamedTuple):
@@ -308,12 +310,11 @@ class FileSplit(BaseSplit):
         kept, given = self.index.hold_out(fraction, seed)
         return replace(self, index=kept), replace(self, index=given)
 
-    def decoded(self, batches: Iterable[Batch], workers: int | None = None) -> Iterator[Batch]:
+    def decoded(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Batches of rows -> batches of pictures. Raises MtlError for a file that has gone since it was looked into."""
         shape = Shape(self.features.channels, self.features.height, self.features.width)
         ahead, here = tee(batches)
-        if workers is None:
-            workers = worker_count(self.workers, len(self))
+        workers = worker_count(self.workers, len(self))
         rows = (batch.inputs["row"].tolist() for batch in ahead)
         for found, batch in zip(run(Files(self.paths, shape, True), rows, workers), here, strict=True):
             pixels = np.empty((len(found), *shape), np.uint8)

@@ -19,15 +19,15 @@ from mtlcli.data.augment import DESCRIPTION, Change, augmentation
 from mtlcli.data.base import Dataset, ImageFeatures, MultiTaskData, NewRows
 from mtlcli.data.imagefiles import Cache, OnError, Scanned, Shape, Skipped
 from mtlcli.data.tables import labels
-from mtlcli.data.tables.fitted import Fitted, Label
+from mtlcli.data.tables.fitted import Fitted
 from mtlcli.data.tables.gather import Gathered, Table, Wanted
 from mtlcli.data.tables.kinds import Held
 from mtlcli.data.tables.labels import fitted_target
-from mtlcli.data.tables.options import SPLITS, SplitOptions, TaskOptions
+from mtlcli.data.tables.options import MISSING, SPLITS, SplitOptions, TaskOptions
 from mtlcli.data.tables.profile import Profile
 from mtlcli.data.tables.reader import INDEX, KEY, OF_NEW_FILES, Faults, Reader, Target, where
 from mtlcli.data.tables.source import ROW, Source
-from mtlcli.data.tables.splits import TRAIN, Codes, check_sizes, key_hashes
+from mtlcli.data.tables.splits import Codes, check_sizes, key_hashes
 from mtlcli.errors import MtlError, OptionError, about
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import datasets
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 Place = Callable[[int], str]  # where the row with a number is, for messages
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
-IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 
 
 @datasets.register("images")
@@ -198,7 +196,7 @@ class Images(Dataset):
         )
 
     def _features(self) -> ImageFeatures:
-        mean, std = IMAGENET[self.options.channels]
+        mean, std = imagefiles.IMAGENET[self.options.channels]
         return ImageFeatures(self.options.channels, *self.options.size, mean, std)
 
     def _scan(
@@ -274,17 +272,9 @@ class Images(Dataset):
         """The tasks, by the rows with a picture and their splits; what a person should know of them and of bad rows."""
         profile = Profile({}, found.targets, sample=None)
         profile.add(kept, codes)
-        fitted: list[Label] = []
-        notes = [found.faults.note] if found.faults.note else []
-        for target in found.targets:
-            options, counts = self.options.tasks[target.task], {}
-            if target.kind != "regression":
-                of_train = profile.labels[target.task].filter(split=TRAIN)
-                counts = dict(zip(of_train["value"].to_list(), of_train["count"].to_list(), strict=True))
-                notes += labels.notes(target, options, counts)
-            fitted.append(labels.label(target, options, counts, profile.label_moments.get(target.task)))
-            notes += labels.unlabelled(target, profile.labelled[target.task])
-        return Fitted(columns=[], labels=fitted, missing=list(MISSING)), notes
+        fitted, notes = labels.fit(found.targets, self.options.tasks, profile)
+        faults = [found.faults.note] if found.faults.note else []
+        return Fitted(columns=[], labels=fitted, missing=MISSING), [*faults, *notes]
 
 
 def _where(source: Source, number: int) -> str:

@@ -8,6 +8,8 @@ import torch
 
 from mtlcli.data.base import Batch, Split
 
+EPOCHS = 1_000_003  # keeps (seed, epoch) apart from (seed + 1, epoch - 1)
+
 
 class ResidentLoader:
     """Shuffled batches of a split in memory.
@@ -43,7 +45,7 @@ class ResidentLoader:
 
     def _order(self, epoch: int) -> torch.Tensor:
         if self._latest[0] != epoch:  # `endless` asks at every step
-            # Drawn on the CPU: the order must not depend on the device. The odd constant keeps (seed, epoch) apart.
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+            # Drawn on the CPU: the order must not depend on the device.
+            generator = torch.Generator().manual_seed((self.seed * EPOCHS + epoch) % 2**63)
             self._latest = epoch, torch.randperm(len(self.split), generator=generator).to(self._device)
         return self._latest[1]

@@ -25,7 +25,6 @@ from mtlcli.tasks import Task
 SPLITS = ("train", "val", "test")
 SHARES = (0.6, 0.2)  # of train and val; the rest is test
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 class OfficeOptions(AnyOptions):
@@ -82,7 +81,7 @@ class Office(Dataset):
             skipped.add(row, f"{files.paths[row]}: {fault}")
         rows = skipped.left(files.rows, f"{self.options.root}: {domain}")
         task = Task(domain, "multiclass", num_classes=len(classes), classes=classes)
-        features = ImageFeatures(*shape, MEAN, STD)
+        features = ImageFeatures(*shape, *imagefiles.IMAGENET[3])
         targets = {split: {domain: files.labels[index]} for split, index in rows.items()}
         meaning = {"dataset": self.name, "task": asdict(task), "features": asdict(features)}
         return MultiTaskData(

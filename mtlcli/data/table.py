@@ -17,7 +17,7 @@ from mtlcli.data.tables.fitted import Fitted
 from mtlcli.data.tables.gather import Gathered, Table, Wanted
 from mtlcli.data.tables.kinds import As
 from mtlcli.data.tables.labels import fitted_target
-from mtlcli.data.tables.options import SPLITS, SplitOptions, TaskOptions
+from mtlcli.data.tables.options import MISSING, SPLITS, SplitOptions, TaskOptions
 from mtlcli.data.tables.reader import INDEX, KEY, OF_NEW_FILES, Faults, Reader
 from mtlcli.data.tables.source import ROW, Source
 from mtlcli.data.tables.splits import TRAIN, check_sizes, key_hashes
@@ -26,7 +26,6 @@ from mtlcli.errors import MtlError, about, how_many
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import datasets
 
-MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
 SAMPLE = 100_000  # training rows of a stream that medians are taken from
 SAMPLED_VALUES = 2**21
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mtlcli import recipe as recipes
 from mtlcli import render, terminal
 from mtlcli.comparison.report import SINGLE_TASK, choose_reference
-from mtlcli.engine.prepare import load_data
 from mtlcli.engine.train import Stop
 from mtlcli.errors import MtlError, TrainingError
 from mtlcli.recipe import Recipe
@@ -68,12 +67,15 @@ def train(request: Request, theirs: Published | None, name: str, target: termina
     store = _store(request.store)
     base = plan.in_common(loaded, request.methods)
     chosen = plan.parse_methods(request.methods, base) if len(loaded) == 1 else []
-    tasks = [task.name for task in load_data(base).tasks] if request.tune is not None else None
+    known = plan.look(base) if request.tune is not None else None
+    tasks = known.tasks if known is not None else None
     contestants = plan.rivals(base, chosen, tasks) if len(loaded) == 1 else loaded
     joining = tuning.missing_baselines(contestants) if request.tune is not None else []
     contestants = [*contestants, *plan.rivals(base, joining, tasks)]
     _check_fit(request.reference, theirs, contestants)
-    folder, planned, baseline = plan.lay_out(base, contestants, name, request.seeds, request.baseline, request.out)
+    folder, planned, baseline = plan.lay_out(
+        base, contestants, name, request.seeds, request.baseline, request.out, known
+    )
 
     _check_data(planned)
     stop = Stop()

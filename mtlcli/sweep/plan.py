@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtlcli import registry
 from mtlcli.comparison.report import SINGLE_TASK
@@ -36,15 +36,36 @@ class Planned:
     fingerprint: str | None = None  # of its data, where its result may come from the store
 
 
+class Known(NamedTuple):
+    """What a sweep must know of its data before anything is trained."""
+
+    tasks: tuple[str, ...]
+    fingerprint: str
+
+
+def look(base: Recipe) -> Known:
+    """Read the data of all contestants once. Raises MtlError where that fails."""
+    data = load_data(base)
+    return Known(tuple(task.name for task in data.tasks), data.fingerprint)
+
+
 def lay_out(
-    base: Recipe, contestants: Sequence[Recipe], name: str, seeds: str, baseline: str | None, out: Path | None
+    base: Recipe,
+    contestants: Sequence[Recipe],
+    name: str,
+    seeds: str,
+    baseline: str | None,
+    out: Path | None,
+    known: Known | None = None,
 ) -> tuple[Path, list[Planned], str | None]:
     """Everything that can be checked before anything is trained: the folder, its runs, the baseline as a row's name.
+
+    Where the data are not `known` and have to be, they are read.
 
     Raises MtlError for a seed or baseline that does not exist or does not fit, or a folder that is taken.
     """
     chosen = _baseline(baseline, [(rival.loss.name, rival.gradient.name) for rival in contestants])
-    planned = plan(base, contestants, parse_seeds(seeds), chosen in (None, SINGLE_TASK))
+    planned = plan(base, contestants, parse_seeds(seeds), chosen in (None, SINGLE_TASK), known)
     if chosen == SINGLE_TASK and not any(run.method == SINGLE_TASK for run in planned):
         raise MtlError(f"--baseline {SINGLE_TASK}: the recipe has one task only; name a method, or none")
     folder = choose_folder(base, out, name)  # last: a sweep that cannot begin leaves no folder behind
@@ -113,16 +134,17 @@ def rivals(recipe: Recipe, methods: Sequence[tuple[str, str]], tasks: Sequence[s
     return found
 
 
-def plan(base: Recipe, contestants: Sequence[Recipe], seeds: Sequence[int], single_task: bool) -> list[Planned]:
+def plan(
+    base: Recipe, contestants: Sequence[Recipe], seeds: Sequence[int], single_task: bool, known: Known | None = None
+) -> list[Planned]:
     """Every run that the table needs, single-task baselines first; paths are relative to the sweep's folder.
 
     Raises MtlError where a baseline does not fit, or two contestants are the same.
     """
     runs = []
-    data = load_data(base) if single_task else None
-    tasks = [task.name for task in data.tasks] if data else []
+    tasks, fingerprint = (known or look(base)) if single_task else ((), None)
     for seed in seeds:
-        for task in tasks if len(tasks) > 1 else []:
+        for task in tasks if len(tasks) > 1 else ():
             values = _with_seed(base, seed)
             values["data"]["only"] = [task]
             values["model"]["trunk"] = {"name": DEFAULTS["model.trunk"]}
@@ -133,7 +155,6 @@ def plan(base: Recipe, contestants: Sequence[Recipe], seeds: Sequence[int], sing
                 values["train"]["select_by"] = "delta"
             path = Path(SINGLE_TASK) / task / f"seed-{seed}"
             single = from_values(values, f"{base.title} (single task {task})")
-            fingerprint = data.fingerprint if data else None
             runs.append(Planned(SINGLE_TASK, f"{SINGLE_TASK} {task}", seed, single, path, fingerprint))
     titles: dict[Path, str] = {}
     for seed in seeds:

@@ -133,8 +133,8 @@ def trade_off(report: Report) -> list[Point]:
     return found
 
 
-def limits(values: Sequence[float], reach: float = 3.0) -> tuple[float, float]:
-    """The range that shows most of `values` well: what lies `reach` times the middle half away from it is left out.
+def limits(values: Sequence[float]) -> tuple[float, float]:
+    """The range that shows most of `values` well: what lies three times the middle half away from it is left out.
 
     One diverged method must not squeeze all others into a line.
     """
@@ -142,7 +142,7 @@ def limits(values: Sequence[float], reach: float = 3.0) -> tuple[float, float]:
     if len(ordered) < 4:
         return ordered[0], ordered[-1]
     lower, _, upper = statistics.quantiles(ordered, n=4)
-    room = reach * (upper - lower)
+    room = 3 * (upper - lower)
     inside = [value for value in ordered if lower - room <= value <= upper + room]
     return inside[0], inside[-1]
 

@@ -130,14 +130,8 @@ class Table:
             notes += [note] if note else []
         if not columns:
             raise OptionError("features", f"{self.source.files[0]}: no column is left to predict from")
-        fitted_labels = []
-        for target in found.targets:
-            options, counts = self.wanted.tasks[target.task], _train_counts(found.profile, target)
-            moments = found.profile.label_moments.get(target.task)
-            fitted_labels.append(labels.label(target, options, counts, moments))
-            notes += labels.unlabelled(target, found.profile.labelled[target.task])
-            if target.kind != "regression":
-                notes += labels.notes(target, options, counts)
+        fitted_labels, of_labels = labels.fit(found.targets, self.wanted.tasks, found.profile)
+        notes += of_labels
         uses = [self._told(use) for use in uses]
         chance = leaks.chance(found.profile.sample.select(self._values()))
         notes += leaks.given_away(found.profile.sample.sort(INDEX), columns, fitted_labels)
@@ -303,11 +297,3 @@ def _says_val(source: Source, column: str) -> bool:
     reader = Reader(source, {}, split=column)
     faults = Faults(skip=True)
     return any((told(reader.read(block, faults)[SPLIT]) == 1).any() for block in source.blocks)
-
-
-def _train_counts(profile: Profile, target: Target) -> dict[str, int]:
-    """Training rows by class."""
-    if target.kind == "regression":
-        return {}
-    rows = profile.labels[target.task].filter(profile.labels[target.task]["split"] == TRAIN)
-    return dict(zip(rows["value"].to_list(), rows["count"].to_list(), strict=True))

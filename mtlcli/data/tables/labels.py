@@ -11,8 +11,9 @@ import numpy as np
 from mtlcli.data.tables.fitted import Label
 from mtlcli.data.tables.kinds import MOSTLY, TRUTH, WORDS, Held, conform, hold, shown, texts
 from mtlcli.data.tables.options import SPLITS, TaskOptions
-from mtlcli.data.tables.profile import Moments
+from mtlcli.data.tables.profile import Moments, Profile
 from mtlcli.data.tables.reader import Target
+from mtlcli.data.tables.splits import TRAIN
 from mtlcli.errors import OptionError, did_you_mean
 from mtlcli.tasks import unusable
 
@@ -216,6 +217,26 @@ def notes(of: Target, options: TaskOptions, counts: Mapping[str, int]) -> list[s
     if never:
         found.append(f"task '{of.task}': no training row has the class {', '.join(never)}, so it cannot be learned")
     return found
+
+
+def fit(
+    targets: Sequence[Target], options: Mapping[str, TaskOptions], profile: Profile
+) -> tuple[list[Label], list[str]]:
+    """Every task as it is fitted, and what a person should know of their labels.
+
+    Raises OptionError where there is nothing to learn.
+    """
+    fitted, told = [], []
+    for of in targets:
+        chosen, counts = options[of.task], {}
+        if of.kind != "regression":
+            of_train = profile.labels[of.task].filter(split=TRAIN)
+            counts = dict(zip(of_train["value"].to_list(), of_train["count"].to_list(), strict=True))
+        fitted.append(label(of, chosen, counts, profile.label_moments.get(of.task)))
+        told += unlabelled(of, profile.labelled[of.task])
+        if of.kind != "regression":
+            told += notes(of, chosen, counts)
+    return fitted, told
 
 
 def unlabelled(of: Target, counts: Iterable[int]) -> list[str]:

@@ -12,6 +12,7 @@ from mtlcli.options import Options
 LabelKind = Literal["binary", "multiclass", "regression"]
 Value = bool | int | float | str
 SPLITS = ("train", "val", "test")
+MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]  # texts that stand for a missing value
 VAL, TEST = 0.1, 0.2
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mtlcli.data.base import BaseSplit, Batch, Loader
+from mtlcli.data.loader import EPOCHS
 from mtlcli.data.tables.fitted import Fitted
 from mtlcli.data.tables.gather import Gathered, Table
 from mtlcli.data.tables.options import SPLITS
@@ -21,7 +22,6 @@ from mtlcli.data.tables.splits import drawn, key_hashes, row_hashes
 from mtlcli.errors import OptionError
 from mtlcli.tasks import Task
 
-EPOCHS = 1_000_003  # keeps (seed, epoch) apart from (seed + 1, epoch - 1)
 HELD_OUT = 2**20  # added to a seed: rows held out do not follow from the split
 
 

@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mtlcli.errors import OptionError, did_you_mean
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting
+from mtlcli.weighting.main_task import index_of
 from mtlcli.weighting.solvers import answer, checked, cosines
 
 
@@ -53,10 +53,7 @@ class MetaBalance(GradientWeighting):
 
     def __init__(self, options: Options, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
-        main = tasks[0] if self.options.main is None else self.options.main
-        if main not in tasks:
-            raise OptionError("main", f"no task '{main}'{did_you_mean(main, tasks)}; tasks: {', '.join(tasks)}")
-        self.main = tasks.index(main)
+        self.main = index_of(self.options.main, tasks, "main")
         self.register_buffer("lengths", torch.zeros(len(tasks), dtype=torch.float64))
 
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn.functional import softplus
 
 LogProb = Literal["official", "corrected"]
 LOG_STD_RANGE = (-20.0, 2.0)
+ENTROPY_PRICE = 0.2  # at the beginning; it is learned
 
 
 class Replay(nn.Module):
@@ -151,7 +152,6 @@ class Agent(nn.Module):
         log_prob: LogProb,
         rng: torch.Generator,
         hidden: int = 128,
-        entropy_price: float = 0.2,
     ) -> None:
         super().__init__()
         self.discount, self.follow, self.log_prob = discount, follow, log_prob
@@ -160,7 +160,7 @@ class Agent(nn.Module):
         self.critics = Nets(2, 2 * num_tasks, hidden, 1, rng)
         self.copies = Nets(2, 2 * num_tasks, hidden, 1, rng).requires_grad_(False)
         self.copies.load_state_dict(self.critics.state_dict())
-        self.log_price = nn.Parameter(torch.tensor(math.log(entropy_price)))
+        self.log_price = nn.Parameter(torch.tensor(math.log(ENTROPY_PRICE)))
         self.critic_adam = torch.optim.Adam(self.critics.parameters(), lr=lr, fused=True)
         self.actor_adam = torch.optim.Adam([*self.actor.parameters(), self.log_price], lr=lr, fused=True)
 

@@ -11,7 +11,7 @@ from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
 from mtlcli.weighting.losses._bilevel import descend
-from mtlcli.weighting.losses._main_task import index_of, norm
+from mtlcli.weighting.main_task import index_of, norm
 
 
 @loss_weightings.register("auto_lambda")

@@ -13,7 +13,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched, searched_among
 from mtlcli.weighting.base import LossWeighting, Params, StepView, Trait
-from mtlcli.weighting.losses._main_task import index_of, inner, restricted
+from mtlcli.weighting.main_task import index_of, inner, restricted
 
 
 @loss_weightings.register("hydalearn")

@@ -12,7 +12,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched_among
 from mtlcli.weighting.base import LossWeighting, Params, StepView
-from mtlcli.weighting.losses._main_task import index_of, norm, restricted
+from mtlcli.weighting.main_task import index_of, norm, restricted
 
 
 @loss_weightings.register("slgrad")

@@ -1,4 +1,4 @@
-"""What loss weightings that serve some tasks before others have in common."""
+"""What weightings that serve one task before others have in common."""
 
 from __future__ import annotations
 
