@@ -38,7 +38,9 @@ SECTIONS = (
     HeadOptions,
 )
 RICH_FILES = {"render.py", "pages.py", "terminal.py"}
-AUTOGRAD_FILES = {f"engine/{name}.py" for name in ("step", "rows", "factors", "view", "closures")}
+AUTOGRAD_FILES = {
+    f"engine/{name}.py" for name in ("step", "rows", "factors", "view", "closures", "accumulate", "weighted")
+}
 
 
 def shipped_classes() -> list[Any]:

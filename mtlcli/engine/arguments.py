@@ -80,4 +80,6 @@ def tensors(argument: str, given: Any) -> list[Tensor]:
     wrong = [each for each in found if not isinstance(each, Tensor)]
     if wrong:
         raise MtlError(f"backward: {argument} should be a tensor or a list of them; found {type(wrong[0]).__name__}")
+    if len({id(each) for each in found}) < len(found):
+        raise MtlError(f"backward: {argument} should hold each tensor once")
     return found

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtlcli.engine import arguments
 from mtlcli.engine.closures import Closure, ClosureStep, Given
-from mtlcli.engine.graph import nested, reached
+from mtlcli.engine.graph import Reached, nested, reached
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.rows import How
 from mtlcli.engine.step import Report, Step
@@ -162,6 +162,8 @@ class Balancer:
             raise MtlError(
                 f"'{self.loss_weighting.name}' needs held-out data: pass held_out=, a function of its losses"
             )
+        if not torch.is_grad_enabled():
+            raise MtlError("backward: gradients are switched off here; call it outside of no_grad and inference_mode")
         arguments.number("lr", self.lr, 0)
         arguments.function("closure", closure)
         arguments.function("held_out", held_out)
@@ -207,8 +209,16 @@ class Balancer:
         if not self._looked:
             self._look(self._view, cut, any(call is not None for call in (closure, held_out, *extra)))
             self._looked = True
+        elif self._count & (self._count - 1) == 0:  # ever more seldom: for what is unfrozen later, and autocast
+            self._look_again(reached(self._view.roots, cut))
         self._view.rounded = self._rounded
-        report = self._step.backward(self._view, cut)
+        try:
+            with self._view.full_precision():
+                report = self._step.backward(self._view, cut)
+        except RuntimeError as error:
+            if "backward through the graph a second time" not in str(error):
+                raise
+            raise MtlError("backward: the graph of these losses is used up; compute them anew for every call") from None
         self._draws = self._view.draws
         self._count += 1
         return report
@@ -263,30 +273,32 @@ class Balancer:
     def _look(self, view: ClosureStep, cut: Sequence[Tensor], calls: bool) -> None:
         """Hold the graph of the first losses against what was said of the model."""
         found = reached(view.roots, cut)
-        self._rounded = found.rounded
         if calls and found.normalised and self._model is None:
             raise MtlError(
                 "Balancer: the losses pass through batch normalisation, whose statistics every call of a closure would "
                 "move: pass model=, so that they are put back"
             )
-        if not self._asks_for_gradients():
-            return
         loss = self.loss_weighting
         if not self._shared and loss.takes_gradients:
             raise MtlError(
                 f"Balancer: '{loss.name}' takes gradients at the shared parameters: pass shared=, those of the trunk"
             )
+        self._look_again(found)
+        if self.gradient_weighting.reads != "nothing":
+            self._look_at_paths(view, cut, found.parameters)
+
+    def _look_again(self, found: Reached) -> None:
+        """What may change while training goes on: the precision, and which parameters are frozen."""
+        self._rounded = found.rounded
         known = {id(p) for p in self._known()}
         missing = [p for p in found.parameters if p.requires_grad and id(p) not in known]
-        if missing:
+        if missing and self._asks_for_gradients():
             raise MtlError(
                 f"Balancer: {len(missing)} trainable parameters of the losses are in neither `shared` nor "
                 f"`task_parameters`, and would not be trained: {self._shown(missing)}; "
                 "those that one task alone reaches, such as its head, belong to task_parameters={'task': "
                 "head.parameters()}"
             )
-        if self.gradient_weighting.reads != "nothing":
-            self._look_at_paths(view, cut, found.parameters)
 
     def _look_at_paths(self, view: ClosureStep, cut: Sequence[Tensor], around: Sequence[nn.Parameter]) -> None:
         """Whether task gradients will hold all that they should, and nothing twice. `around`: reached beside `cut`."""

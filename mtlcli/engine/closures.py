@@ -179,7 +179,7 @@ class ClosureStep:
             self._random_state = now
         self._set_random_state(self._random_state, now)
         try:
-            with self._same_buffers(), self._at(at), self._full_precision():
+            with self._same_buffers(), self._at(at), self.full_precision():
                 torch.clear_autocast_cache()
                 yield
         finally:
@@ -188,7 +188,7 @@ class ClosureStep:
             self._drew = not _same(self._random_state, then)
             self._set_random_state(now, then)
 
-    def _full_precision(self) -> AbstractContextManager[None]:
+    def full_precision(self) -> AbstractContextManager[None]:
         kind = self._device.type
         return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import reduce
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from mtlcli.engine.graph import SHORT
 from mtlcli.errors import MtlError
 from mtlcli.weighting.base import GradientWeighting
 
@@ -16,6 +18,7 @@ How = Literal["auto", "sequential", "batched"]
 
 ENTRIES = 1 << 19  # of the Jacobian at a time for methods that go by columns: temporaries stay in a CPU's caches
 BLOCK = 1 << 12  # columns that are multiplied in float32 before float64 takes over
+AT_ONCE = 1 << 20  # columns of 16 bits that are held in float32 at a time
 SMALL = 1 << 28  # bytes of a Jacobian that may be held twice for speed
 
 
@@ -61,8 +64,10 @@ class Rows:
         if self.how is None:
             self.how = _faster(anchor, roots, pull)
         size = sum(tensor.numel() for tensor in anchor)
-        if self._buffer.shape != (len(roots), size) or self._buffer.device != anchor[0].device:
-            self._buffer = anchor[0].new_empty(len(roots), size)
+        dtype = reduce(torch.promote_types, {tensor.dtype for tensor in anchor})
+        held = self._buffer
+        if (held.shape, held.device, held.dtype) != ((len(roots), size), anchor[0].device, dtype):
+            self._buffer = anchor[0].new_empty(len(roots), size, dtype=dtype)
         if self.how == "batched" and roots[0].ndim == 0:
             return self._batched(anchor, roots, pull, along)
         return self._sequential(anchor, roots, pull, along, keep_graph)
@@ -131,8 +136,12 @@ def direction(method: GradientWeighting, jacobian: Tensor, losses: Tensor) -> Te
 def inner_products(rows: Tensor, columns: Tensor) -> Tensor:
     """`rows` (K, P) times `columns` (K, P) transposed: (K, K) in float64.
 
-    A single product in float32 adds up millions of terms one after the other and can be off in the fourth digit.
+    A single product in float32 adds up millions of terms one after the other and can be off in the fourth digit. What
+    has 16 bits is multiplied in float32.
     """
+    if rows.dtype in SHORT:
+        pairs = zip(*(torch.split(matrix, AT_ONCE, dim=1) for matrix in (rows, columns)), strict=True)
+        return torch.stack([inner_products(left.float(), right.float()) for left, right in pairs]).sum(0)
     count = rows.shape[1] // BLOCK
     left, right = (
         matrix[:, : count * BLOCK].reshape(len(rows), count, BLOCK).transpose(0, 1) for matrix in (rows, columns)

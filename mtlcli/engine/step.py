@@ -10,10 +10,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from mtlcli.engine.accumulate import accumulate, backward_beside
 from mtlcli.engine.factors import find_factors
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.rows import How, Rows, direction, inner_products
 from mtlcli.engine.settings import check_fit, check_ranges
+from mtlcli.engine.weighted import Weighted
 from mtlcli.errors import MtlError
 from mtlcli.weighting.base import Anchor, GradientWeighting, LossWeighting, StepView
 
@@ -41,21 +43,6 @@ class Report(NamedTuple):
     # gradients elementwise, the factor before the mixing.
     weights: Tensor
     passes: int  # backward passes through the shared part
-
-
-class Weighted(NamedTuple):
-    """Where a backward pass starts, and with which weights."""
-
-    roots: Sequence[Tensor]  # K losses (), or K tensors (B,) of per-sample losses
-    pull: Sequence[Tensor]  # of the same shapes
-
-    def times(self, weights: Tensor) -> Weighted:
-        """Every task's part times its weight (K,)."""
-        return Weighted(self.roots, [weight * cotangent for weight, cotangent in zip(weights, self.pull, strict=True)])
-
-    def gradients(self, at: Sequence[Tensor], keep_graph: bool) -> tuple[Tensor | None, ...]:
-        """Of the weighted sum, at every tensor of `at`; None where it is not reached."""
-        return torch.autograd.grad(self.roots, at, self.pull, retain_graph=keep_graph, allow_unused=True)
 
 
 class Step:
@@ -101,6 +88,8 @@ class Step:
         self._extra_rows = [Rows(loss_weighting.tasks, rows) for _ in range(gradient_weighting.extra_batches)]
         self._calls = 0
         self._reused: Tensor | None = None  # (groups, K)  the Gramian method's last weights
+        self._absent: Tensor | None = None  # (K,)  tasks that had no part in them, where there are any
+        self._met = torch.zeros(len(self.private), dtype=torch.bool)  # tasks that had a part in any so far
         self._methods = [gradient_weighting]
         self._groups: Sequence[Sequence[nn.Parameter]] = ()
         check_ranges(wrt, every, smooth)
@@ -134,7 +123,7 @@ class Step:
         passes = 1
         if self.gradient_weighting.reads == "nothing":
             self._push(trunk, heads)
-        elif self._reused is not None and self._calls % self.every:
+        elif self._reused is not None and self._calls % self.every and not self._returns(weighted):
             weights = self._push_weighted(self._reused, trunk, heads)
             passes = len(self._reused)
         elif self._extra_rows:
@@ -170,11 +159,13 @@ class Step:
         """What a resumed run needs to go on exactly, besides both weightings."""
         groups = [method.state_dict() for method in self._methods[1:]]
         rows = [rows.how for rows in (self.rows, *self._extra_rows)]
-        return {"calls": self._calls, "reused": self._reused, "rows": rows, "groups": groups}
+        presence = {"absent": self._absent, "met": self._met}
+        return {"calls": self._calls, "reused": self._reused, **presence, "rows": rows, "groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Counterpart of `state_dict`."""
         self._calls, self._reused = state["calls"], state["reused"]
+        self._absent, self._met = state["absent"], state["met"]
         for rows, how in zip((self.rows, *self._extra_rows), state["rows"], strict=True):
             rows.how = how
         for method, saved in zip(self._methods[1:], state["groups"], strict=True):
@@ -261,8 +252,8 @@ class Step:
         alpha = weights.to(trunk.pull[0])
         mean = alpha.mean(0)
         weighted = trunk.times(mean)
-        if self.gradient_weighting.heads == "weighted":
-            heads = weighted if heads is trunk else heads.times(mean)
+        if self.gradient_weighting.heads == "weighted" and heads is trunk:
+            heads = weighted
         if len(alpha) == 1:
             self._push(weighted, heads)
             return mean
@@ -300,7 +291,7 @@ class Step:
             taken = self.rows.take(anchor, *trunk, along, keep_graph=False)
             found = taken.along
             alpha, parts = self._decide(taken.jacobian, weighted, anchor)
-            _accumulate(self.shared, [part if hit else None for part, hit in zip(parts, taken.reached, strict=True)])
+            accumulate(self.shared, [part if hit else None for part, hit in zip(parts, taken.reached, strict=True)])
         else:
             method = self.gradient_weighting
             factors = find_factors(trunk.roots, anchor, method.reads)
@@ -313,14 +304,14 @@ class Step:
                 if method.reads == "columns":
                     alpha, parts = None, factors.by_columns(lambda columns: method(columns, weighted))
                 else:
-                    self._reused = self._solve(0, factors.gramian(), weighted)[None]
+                    self._reused = self._kept(self._solve(0, factors.gramian(), weighted)[None], weighted)
                     alpha = self._reused[0].to(weighted)
                     parts = factors.combine(alpha)
-            torch.autograd.backward(list(anchor), parts)
+            backward_beside(self._owned, anchor, parts)  # those behind the cut have their own task's gradient already
             self.ranks.mean_([p.grad for p in self.shared if p.grad is not None])
         if heads is None:
             private_gradients = found
-        if alpha is not None and self.gradient_weighting.heads == "weighted":
+        if alpha is not None and self.gradient_weighting.heads == "weighted" and heads is None:
             sizes = [len(parameters) for parameters in self.private]
             scale = [a for a, size in zip(alpha, sizes, strict=True) for _ in range(size)]
             private_gradients = [None if g is None else a * g for a, g in zip(scale, private_gradients, strict=True)]
@@ -343,17 +334,17 @@ class Step:
         else:
             found = [direction(m, part, weighted) for m, part in zip(self._methods, columns, strict=True)]
         parts = torch.split(found[0] if len(found) == 1 else torch.cat(found), [t.numel() for t in anchor])
-        return mean, [part.view_as(t) for part, t in zip(parts, anchor, strict=True)]
+        return mean, [part.view_as(t).to(t.dtype) for part, t in zip(parts, anchor, strict=True)]
 
     def _all_weights(self, first: Tensor, second: Tensor, weighted: Tensor) -> Tensor:
         """Weights (groups, K) from two Jacobians (K, P), which are one and the same without further batches."""
         found = []
         for i, (rows, columns) in enumerate(zip(self._by_group(first), self._by_group(second), strict=True)):
             if self._methods[i].reads != "gramian":
-                found.append(self._smoothed(i, self._methods[i](rows, weighted).detach()))
+                found.append(self._methods[i](rows, weighted).detach())
             else:
                 found.append(self._solve(i, inner_products(rows, columns), weighted))
-        return torch.stack(found)
+        return self._kept(torch.stack(found), weighted)
 
     def _by_group(self, jacobian: Tensor) -> Sequence[Tensor]:
         sizes = [sum(p.numel() for p in group) for group in self._groups]
@@ -372,16 +363,29 @@ class Step:
             found[there] = method(gramian[there][:, there], weighted[there]).detach()
         else:
             found = method(gramian, weighted).detach()
-        return self._smoothed(group, found)
+        return found
 
-    def _smoothed(self, group: int, weights: Tensor) -> Tensor:
+    def _kept(self, found: Tensor, weighted: Tensor) -> Tensor:
+        """New weights (groups, K), mixed with the last ones, to be used again.
+
+        A task without a loss, as without a label in the batch, has no part in them: it keeps what it had, and once it
+        has a loss again, they are computed anew.
+        """
+        there = (weighted != 0).cpu()
         if self.smooth and self._reused is not None:
-            return self.smooth * self._reused[group].to(weights) + (1 - self.smooth) * weights
-        return weights
+            last = self._reused.to(found)
+            mixed = torch.where(self._met.to(found.device), self.smooth * last + (1 - self.smooth) * found, found)
+            found = torch.where(there.to(found.device), mixed, last)
+        self._met, self._absent = self._met | there, None if there.all() else ~there
+        return found
+
+    def _returns(self, weighted: Tensor) -> bool:
+        """Whether a task has a loss that had none when the weights were computed."""
+        return self._absent is not None and bool((weighted[self._absent.to(weighted.device)] != 0).any())
 
     def _write(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         self.ranks.mean_([g for g in gradients if g is not None])
-        _accumulate(parameters, gradients)
+        accumulate(parameters, gradients)
 
 
 def _with_gradient(cut: Sequence[Tensor]) -> list[Tensor]:
@@ -392,9 +396,3 @@ def _with_gradient(cut: Sequence[Tensor]) -> list[Tensor]:
             "none was given that requires a gradient"
         )
     return anchor
-
-
-def _accumulate(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

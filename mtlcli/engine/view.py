@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 from mtlcli.data.base import Batch
@@ -18,6 +19,17 @@ from mtlcli.metrics import score
 from mtlcli.models.base import MTLModel, Predicted, run
 from mtlcli.tasks import Task
 from mtlcli.weighting.base import Clock, Losses, Params
+
+
+class _Inside(nn.Module):
+    """Calls a function as though in the model's forward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[], Any]) -> Any:
+        return function()
 
 
 class ModelStep:
@@ -104,10 +116,19 @@ class ModelStep:
         """Gradient of a scalar loss, averaged over ranks."""
         self.passes += 1
         params = self.params if at is None else at
-        found = torch.autograd.grad(loss, list(params.values()), retain_graph=True, allow_unused=True)
+
+        def differentiate() -> tuple[Tensor | None, ...]:
+            return torch.autograd.grad(loss, list(params.values()), retain_graph=True, allow_unused=True)
+
+        # What activation checkpointing computes again has to read the values that the forward pass read.
+        found = differentiate() if at is None else self._with(at, differentiate)
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, params.values(), strict=True)]
         self._ranks.mean_(filled)
         return dict(zip(params, filled, strict=True))
+
+    def _with(self, values: Params, function: Callable[[], Any]) -> Any:
+        """Call `function` while the model has `values`."""
+        return functional_call(_Inside(self._probe_model), {f"model.{name}": v for name, v in values.items()}, function)
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """The mean of a tensor that every rank has its own of."""
@@ -127,8 +148,10 @@ class ModelStep:
         return Losses(*self._measure(*self._probe(at, batch)))
 
     def unmoved(self) -> Losses:
-        """The step's own losses, where these are of full precision."""
-        return Losses(self.roots, self._totals) if self._autocast is None else self.probe()
+        """The step's own losses, where these are computed as in a probe: in full precision, by modules that are not
+        compiled, which draw other dropout masks."""
+        alike = self._autocast is None and self._probe_model is self._model
+        return Losses(self.roots, self._totals) if alike else self.probe()
 
     def score(self, task: str, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> float | None:
         """The first metric of `task` on this rank's rows of that batch, signed so that higher is better."""

@@ -28,7 +28,8 @@ RANDOM = "its random numbers are other ones with another number of tasks"
 # Why a method treats the others otherwise when one more task is there that says nothing.
 SIMPLEX = "it learns a point on the simplex of all tasks"
 LOSS_EXCEPTIONS = {"rlw": RANDOM, "igb_v2": RANDOM, "forum": SIMPLEX, "moml": SIMPLEX}
-GRADIENT_EXCEPTIONS = {"moco": SIMPLEX, "modo": SIMPLEX, "sdmgrad": SIMPLEX}
+FURTHER = "it needs further batches; see below"
+GRADIENT_EXCEPTIONS = {"moco": SIMPLEX, "modo": FURTHER, "sdmgrad": FURTHER}
 
 
 class FewerTasks(Toy):
@@ -201,3 +202,50 @@ def test_hydalearn_keeps_its_weights_where_held_out_rows_lack_the_main_task() ->
         method(HeldOutWithout(Toy(3), 0))
         assert torch.equal(method.weights, before)
         assert sum(method.events.values()) == 1
+
+
+@pytest.mark.parametrize("name", ["modo", "sdmgrad"])
+def test_a_point_on_the_simplex_is_shared_by_the_tasks_with_labels(name: str) -> None:
+    """The third keeps its part, and the others move as though there were two of them."""
+    torch.manual_seed(0)
+    rows = torch.randn(3, 5, dtype=torch.float64)
+    two, three = (gradient_weightings.build(name, tasks=n) for n in (2, 3))
+    silent, losses = rows @ rows.T, torch.tensor([1.0, 2.0, 0.0])
+    silent[2], silent[:, 2] = 0, 0
+    for _ in range(3):
+        expected = two((rows @ rows.T)[:2, :2], losses[:2])
+        found = three(silent, losses)
+        torch.testing.assert_close(found[:2], expected)
+        assert found[2] == 0
+    kept = three.weights if name == "modo" else three.shares
+    assert float(kept[2]) == pytest.approx(1 / 3)
+    assert float(kept.sum()) == pytest.approx(1)
+    nobody = three(torch.zeros(3, 3, dtype=torch.float64), torch.zeros(3))
+    assert nobody.isfinite().all()
+
+
+@pytest.mark.parametrize("distribution", ["normal", "dirichlet"])
+def test_random_weights_are_shared_by_the_tasks_with_labels(distribution: str) -> None:
+    whole, partly = (loss_weightings.build("rlw", tasks=3, seed=1, distribution=distribution) for _ in range(2))
+    every = whole(ScriptedStep(torch.tensor([1.0, 1.0, 1.0]), 0)).detach()
+    found = partly(ScriptedStep(torch.tensor([1.0, 1.0, 0.0]), 0)).detach()
+    assert float(every.sum()) == pytest.approx(3)
+    assert found.tolist() == pytest.approx([*(2 * every[:2] / every[:2].sum()).tolist(), 0])
+    assert partly(ScriptedStep(torch.zeros(3), 0)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("router", ["weights", "network"])
+def test_ldc_outlives_weights_that_are_all_but_nothing(router: str) -> None:
+    """Its numbers fall for good, since the sum that it divides by is held fixed."""
+    method = loss_weightings.build("ldc_mtl", tasks=2, router=router)
+    if method.numbers is not None:
+        method.numbers.data.fill_(-500.0)
+    optimizer = torch.optim.Adam(method.learnable(), 1e-3)
+    for number in range(400):
+        row = torch.tensor([1.0, 0.0 if number % 2 else 3.0])
+        shares = method(ScriptedStep(row, 0))
+        assert shares.isfinite().all()
+        optimizer.zero_grad()
+        shares.sum().backward()
+        optimizer.step()
+    assert all(p.isfinite().all() for p in method.parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -12,7 +13,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting, Trait
-from mtlcli.weighting.solvers import answer, checked, onto_simplex
+from mtlcli.weighting.solvers import answer, checked, conditional, labelled, onto_simplex
 
 
 @gradient_weightings.register("modo")
@@ -31,7 +32,8 @@ class MoDo(GradientWeighting):
         the mean over all three.
     Deviations: the paper's update follows the mean of the two batches; a third one is the code's `three_grads`, and
         what LibMTL does. gamma is not relative to the gradients' lengths, in the paper or here: where these are large,
-        the weights move at once to a corner of the simplex.
+        the weights move at once to a corner of the simplex. A task without a label in one of the batches keeps its
+        weight, and the others share what they have together as though it was not there.
     """
 
     class Options(AnyOptions):
@@ -63,8 +65,11 @@ class MoDo(GradientWeighting):
 
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
         """Weights (K,) on the simplex. Raises MtlError where an inner product is not finite."""
-        before = self.weights.numpy(force=True)
-        pull = checked(statistic, self.name) @ before + self.options.rho * before
-        after = onto_simplex(before - self.options.gamma * pull)
-        self.weights = answer(after, self.weights)
-        return answer(after, statistic)
+        matrix, weights = checked(statistic, self.name), self.weights.numpy(force=True)
+        there = labelled(matrix, losses)
+        before, mass = conditional(weights, there)
+        pull = matrix[np.ix_(there, there)] @ before + self.options.rho * before
+        found = np.zeros_like(weights)
+        found[there] = onto_simplex(before - self.options.gamma * pull)
+        self.weights = answer(np.where(there, mass * found, weights), self.weights)
+        return answer(found, statistic)

@@ -13,7 +13,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import gradient_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting, Trait
-from mtlcli.weighting.solvers import answer, checked, onto_simplex
+from mtlcli.weighting.solvers import answer, checked, conditional, labelled, onto_simplex
 
 
 @gradient_weightings.register("sdmgrad")
@@ -32,7 +32,8 @@ class SDMGrad(GradientWeighting):
         OptMN-Lab/sdmgrad, with the values that its experiments use. Heads keep their own gradients, of the batch that
         is trained on; in median-research-group/LibMTL they add up over all three.
     Deviations: the code adds 1e-8 to s^2; here the scale of the losses does not matter. Where no task's gradients agree
-        over the two batches, s is 0 and v stays (counted).
+        over the two batches, s is 0 and v stays (counted). A task without a label in one of the batches keeps its part
+        of v, and the others share what they have together as though it was not there.
     """
 
     class Options(AnyOptions):
@@ -73,9 +74,12 @@ class SDMGrad(GradientWeighting):
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
         """Weights (K,) on the simplex. Raises MtlError where an inner product is not finite."""
         options, matrix = self.options, checked(statistic, self.name)
-        shares = self.shares.numpy(force=True)
-        even = options.pull / len(shares)
-        length = float(np.sqrt(np.maximum(matrix.diagonal(), 0)).mean())
+        kept = self.shares.numpy(force=True)
+        there = labelled(matrix, losses)
+        matrix = matrix[np.ix_(there, there)]
+        shares, mass = conditional(kept, there)
+        even = options.pull / max(len(shares), 1)
+        length = float(np.sqrt(np.maximum(matrix.diagonal(), 0)).mean()) if there.any() else 0
         if length == 0:
             self.count("no gradient agreed with itself over two batches: the weights stayed")
         else:
@@ -84,5 +88,9 @@ class SDMGrad(GradientWeighting):
             for _ in range(options.iterations):
                 velocity = options.momentum * velocity + matrix @ (shares + even)
                 shares = onto_simplex(shares - options.lr * velocity)
-            self.shares = answer(shares, self.shares)
-        return answer((shares + even) / (1 + options.pull), statistic)
+            moved = kept.copy()
+            moved[there] = mass * shares
+            self.shares = answer(moved, self.shares)
+        weights = np.zeros_like(kept)
+        weights[there] = (shares + even) / (1 + options.pull)
+        return answer(weights, statistic)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ class AutoLambda(LossWeighting):
     class Options(AnyOptions):
         """Options of Auto-Lambda."""
 
-        primary: str | list[str] | None = Field(
+        primary: str | Annotated[list[str], Field(min_length=1)] | None = Field(
             None, description="Name or names of the tasks to serve; all of them if left out."
         )
         init: float = Field(

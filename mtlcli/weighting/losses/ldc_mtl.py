@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched, searched_among
-from mtlcli.weighting.base import LossWeighting, StepView
+from mtlcli.weighting.base import LossWeighting, StepView, Trait
 from mtlcli.weighting.losses._agent import Nets
 from mtlcli.weighting.losses._values import SMALLEST, log_of
 
@@ -25,7 +25,8 @@ class LDCMTL(LossWeighting):
     Formula: sum_k w_k l_k / sum(w) + penalty * sum_k |w_k l_k - w_k+1 l_k+1|, with the sum of w detached. l = losses
         relative to the first step's: L_k min(L(0)) / L_k(0) (ratio), log(L_k / L_k(0)) (log), or L (none).
         w = sigmoid(learnable numbers), or of a small net of the logs of the relative losses (network).
-    Reads: the losses; the learnable numbers are parameters and join the run's optimiser.
+    Reads: the losses; the learnable numbers are parameters and join the run's optimiser. A task whose weighted
+        loss is below its neighbours' has a negative factor where the price outweighs its share, as with many tasks.
     Cost: K parameters, or a net of 64 x 64 hidden units; 2 K numbers of state.
     Source: Xiao, Dong, Zou & Ji, LDC-MTL: Balancing Multi-Task Learning through Scalable Loss Discrepancy Control,
         arXiv 2502.08585; code OptMN-Lab/LDC-MTL: one optimiser for model and weights, a bilevel problem in the paper.
@@ -35,7 +36,8 @@ class LDCMTL(LossWeighting):
         `router: network` reads the losses in their place (inference). Neighbours are tasks next to each other in the
         order of their names, so that the order of a list of tasks does not matter. The first step's losses stay the
         base; in the code's QM9 run they are taken anew each epoch. A task whose loss is below 1e-12, as without a label
-        in the batch, stays out of both sums in that step, and gets its base later if it has none.
+        in the batch, stays out of both sums in that step, and gets its base later if it has none; to the network it
+        looks as at its base.
     """
 
     class Options(AnyOptions):
@@ -57,6 +59,11 @@ class LDCMTL(LossWeighting):
     first: Tensor  # (K,)  first positive loss of each task; nan before it
     by_name: Tensor  # (K,)  the order of the tasks' names
 
+    @classmethod
+    def traits_with(cls, options: Any) -> frozenset[Trait]:
+        """Negative weights where differences have a price."""
+        return frozenset({"negative_weights"}) if options.penalty > 0 else frozenset()
+
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
         self.register_buffer("first", torch.full((len(tasks),), torch.nan))
@@ -77,28 +84,32 @@ class LDCMTL(LossWeighting):
         else:
             relative = step.losses * (base.min() / base) if self.options.normalise == "ratio" else step.losses
 
-        weights = self._weights((losses.clamp(min=SMALLEST) / base).log())
         there = ~(losses <= SMALLEST)
+        logs = self._log_weights(torch.where(there, losses / base, 1).log())
         order = self.by_name[there[self.by_name]]
         if not len(order):
             return step.losses
+        # Only ratios of the weights count in the first sum, so that it outlives weights that are all but 0.
+        parts = (logs[order] - logs.detach()[order].logsumexp(0)).exp()
+        weights = logs.exp()
         weighted = (weights * relative.detach())[order]
         gaps = weighted[:-1] - weighted[1:]
         gaps = torch.where(gaps.abs() > TIE * weighted.detach().abs().max(), gaps, 0)
-        whole = weights.detach()[order].sum()
-        objective = weighted.sum() / whole + self.options.penalty * gaps.abs().sum()
+        objective = (parts * relative.detach()[order]).sum() + self.options.penalty * gaps.abs().sum()
 
         signs = torch.zeros_like(losses)
         signs[order[:-1]] += gaps.detach().sign()
         signs[order[1:]] -= gaps.detach().sign()
-        factors = torch.where(there, weights.detach() * (1 / whole + self.options.penalty * signs), 0)
+        factors = torch.where(there, self.options.penalty * signs * weights.detach(), 0)
+        factors[order] += parts.detach()
         shares: Tensor = factors * relative + (objective - objective.detach()) / len(losses)
         return shares
 
-    def _weights(self, logs: Tensor) -> Tensor:
-        """Weights (K,) in (0, 1), with a graph to the parameters."""
-        if self.numbers is not None:
-            return self.numbers.sigmoid().to(logs)
-        assert self.network is not None
-        outputs, _ = self.network.forward(logs[None].to(self.first))
-        return outputs[0, 0].sigmoid().to(logs)
+    def _log_weights(self, relative: Tensor) -> Tensor:
+        """Logs (K,) of weights in (0, 1), with a graph to the parameters, from the logs (K,) of relative losses."""
+        numbers: Tensor | None = self.numbers
+        if numbers is None:
+            assert self.network is not None
+            outputs, _ = self.network.forward(relative[None].to(self.first))
+            numbers = outputs[0, 0]
+        return nn.functional.logsigmoid(numbers).to(relative)

@@ -12,6 +12,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched_among
 from mtlcli.weighting.base import LossWeighting, StepView
+from mtlcli.weighting.losses._values import SMALLEST
 
 
 @loss_weightings.register("rlw")
@@ -45,4 +46,6 @@ class RLW(LossWeighting):
         else:
             draw.exponential_(generator=self.rng)  # divided by their sum they are Dirichlet(1, ..., 1)
             share = draw / draw.sum()
-        return len(share) * share.to(step.losses) * step.losses
+        weights = share.to(step.losses)
+        there = step.losses.detach() != 0  # a task without a label in the batch takes no share from the others
+        return there.sum() * weights / (weights * there).sum().clamp(min=SMALLEST) * step.losses

@@ -24,8 +24,8 @@ class SLGrad(LossWeighting):
         inner products come from one more forward pass: s_ke = |v| (l_ke(theta) - l_ke(theta - e v / |v|)) / e, with
         e = `distance`.
     Reads: per-sample losses, the main task's loss on a held-out batch and its gradient.
-    Cost: two forward passes (one of them held out) and a backward pass over the shared part; with `look_ahead` two more
-        forward passes and a backward pass; without, one more where the step's own losses cannot be compared with them
+    Cost: two forward passes (one of them held out) and a backward pass over the shared part; with `look_ahead` one more
+        of each; without, one more where the step's own losses cannot be compared with them
         (bfloat16; dropout in a closure).
     Source: Grégoire, Verboven, Guerry & Ginis, Sample-Level Weighting for Multi-Task Learning with Auxiliary Tasks,
         Applied Intelligence 2024, arXiv 2306.04519; code vub-dl/SLGrad.

@@ -13,7 +13,7 @@ from mtlcli.weighting.solvers.quadratic import (
     min_norm_point,
     nonnegative_minimum,
 )
-from mtlcli.weighting.solvers.simplex import onto_simplex
+from mtlcli.weighting.solvers.simplex import conditional, labelled, onto_simplex
 from mtlcli.weighting.solvers.worst_case import chi_square_worst_case, entropy_tempered
 
 __all__ = [
@@ -23,12 +23,14 @@ __all__ = [
     "answer",
     "checked",
     "chi_square_worst_case",
+    "conditional",
     "conflict_averse_point",
     "conflict_free_points",
     "cosines",
     "entropy_tempered",
     "equal_projections",
     "inverse_point",
+    "labelled",
     "min_norm_point",
     "nonnegative_minimum",
     "onto_simplex",
