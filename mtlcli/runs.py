@@ -70,6 +70,8 @@ class Run:
         if path is not None and path.exists() and any(path.iterdir()):
             raise MtlError(f"{path}: holds other files; name a folder that is empty or not there yet with --out")
         target = path or Path("runs") / name
+        if target.is_symlink():  # a folder can be put in the place of another, but not of a link to one
+            target = target.resolve()
         made = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
         with disk_errors(target, MtlError):
             made.mkdir(parents=True)

@@ -38,6 +38,16 @@ def test_a_folder_appears_complete_or_not_at_all(monkeypatch: pytest.MonkeyPatch
     assert {path.name for path in run.path.iterdir()} == {"recipe.yaml", "run.json"}
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_to_an_empty_folder(there: bool) -> None:
+    if there:
+        Path("real").mkdir()
+    Path("link").symlink_to("real")
+    Run.create(Path("link"), "name", "", {})
+    assert Run.open(Path("link")).path == Path("link")
+    assert Path("real/run.json").exists()
+
+
 def test_numbered_names_step_over_whatever_is_there() -> None:
     Path("runs").mkdir()
     Path("runs/name").write_text("a file")

@@ -153,7 +153,7 @@ def plan(
             by = values["train"]["select_by"]
             if "." in by and by.rpartition(".")[0] != task:
                 values["train"]["select_by"] = "delta"
-            path = Path(SINGLE_TASK) / task / f"seed-{seed}"
+            path = Path(SINGLE_TASK) / task.replace("%", "%25").replace("/", "%2F") / f"seed-{seed}"
             single = from_values(values, f"{base.title} (single task {task})")
             runs.append(Planned(SINGLE_TASK, f"{SINGLE_TASK} {task}", seed, single, path, fingerprint))
     titles: dict[Path, str] = {}

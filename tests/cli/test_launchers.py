@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 from harness import Mtl
 
 from mtlcli import recipe as recipes
+from mtlcli.engine.train import Stop
 from mtlcli.errors import MtlError
 from mtlcli.registry import launchers
 from mtlcli.runs import Run
 from mtlcli.sweep import execute, plan
+from mtlcli.sweep.launchers.slurm import Task
 
 OTHERS = [("ray", ["cpus=0.5"]), ("slurm", ["cluster=local", "cpus=1"])]
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray and submitit, which leave processes to end by themselves
@@ -111,3 +114,31 @@ def test_a_cluster_that_is_not_there() -> None:
     launcher = execute.choose_launcher("ray", ["address=127.0.0.1:1"], 1)
     with pytest.raises(MtlError, match=r"--launcher ray: cannot reach Ray at 127\.0\.0\.1:1: "):
         execute.run_all(planned("ew"), launcher, Path.cwd(), lambda: False, lambda progress: None)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_warned_slurm_job_saves_before_it_is_queued_again(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the handlers that submitit has put in place: one that queues it again, one that lets SIGTERM pass."""
+    done: list[str] = []
+
+    def perform(work: object, device: str) -> dict[str, str]:
+        stop = Stop()
+        if not training:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            return {"status": "finished"}
+        with stop.listening():
+            for _ in range(2):  # the second one comes while it saves
+                os.kill(os.getpid(), signal.SIGUSR2)
+            done.append("saved" if stop.requested() else "lost")
+        return {"status": "interrupted"}
+
+    monkeypatch.setattr("mtlcli.sweep.worker.perform", perform)
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGUSR2, lambda number, frame: done.append("queued"))
+        signal.signal(signal.SIGTERM, lambda number, frame: done.append("let pass"))
+        Task()(None, os.getcwd())  # type: ignore[arg-type]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert done == (["saved", "queued"] if training else ["queued"])

@@ -140,6 +140,15 @@ def test_several_recipes_are_several_methods(mtl: Mtl) -> None:
     assert "--methods goes with one recipe" in chosen.err
 
 
+def test_baselines_stay_in_the_folder_whatever_tasks_are_called() -> None:
+    recipe = recipes.load(Path("toy.yaml"))
+    known = plan.Known(("/tmp/x", "a/seed-0", "a", "50%2F"), "sha256:0")
+    paths = [planned.path for planned in plan.plan(recipe, [recipe], [0], True, known) if planned.method != "ew"]
+    assert [path.parts for path in paths] == [
+        ("single_task", folder, "seed-0") for folder in ("%2Ftmp%2Fx", "a%2Fseed-0", "a", "50%252F")
+    ]
+
+
 def test_options_of_the_recipe_are_kept_and_told_apart(mtl: Mtl) -> None:
     recipe = recipes.load(
         Path("toy.yaml"), ["weighting={loss: {name: dwa, temperature: 3}, gradient: {name: mgda, every: 2}}"]

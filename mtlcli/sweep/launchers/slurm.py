@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 from pydantic import Field
@@ -100,13 +103,31 @@ class Task:
     """What a job runs. submitit queues it again where the job is preempted; the run directory says how far it is."""
 
     def __call__(self, work: Work, folder: str) -> dict[str, Any]:
-        """On the node."""
-        import os
+        """On the node. At the signal that warns of its end, the run is saved before submitit queues the job again."""
+        from submitit.core.job_environment import JobEnvironment
+
+        from mtlcli.sweep import worker
 
         os.chdir(folder)
-        from mtlcli.sweep.worker import perform
+        warning = signal.Signals[f"SIG{JobEnvironment.USR_SIG}"]
+        queue_again: Any = signal.getsignal(warning)
+        idle = signal.getsignal(signal.SIGTERM)  # another one listens while there is something to save
+        warned = False
 
-        return perform(work, "auto")
+        def save_first(number: int, frame: FrameType | None) -> None:
+            nonlocal warned
+            if signal.getsignal(signal.SIGTERM) == idle:
+                queue_again(number, frame)
+            elif not warned:
+                warned = True
+                signal.raise_signal(signal.SIGTERM)
+
+        if callable(queue_again):
+            signal.signal(warning, save_first)
+        outcome = worker.perform(work, "auto")
+        if warned and outcome["status"] == "interrupted":
+            queue_again(warning, None)
+        return outcome
 
     def checkpoint(self, work: Work, folder: str) -> Any:
         """The same again."""
