@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 import toy
+from torch.utils.checkpoint import checkpoint
 
 from mtlcli import recipe
 from mtlcli.engine.prepare import Prepared, prepare
@@ -92,6 +94,43 @@ def test_a_move_may_name_some_parameters_only() -> None:
     torch.testing.assert_close(moved[name], value + 2)
     assert all(moved[other] is parameter for other, parameter in others)
     assert view.probe(moved).per_task.shape == (3,)
+
+
+def test_gradients_at_a_probe_with_checkpointed_activations() -> None:
+    """What is computed again for the backward pass has to read the moved values as well."""
+
+    def gradient(checkpointed: bool) -> Any:
+        made = prepared()
+        if checkpointed:
+            for module in made.model.modules():
+                if isinstance(module, torch.nn.Sequential):
+                    plain = module.forward
+                    module.forward = lambda x, plain=plain: checkpoint(plain, x, use_reentrant=False)
+        view = view_of(made)
+        moved = view.move(view.gradient(view.losses.sum()), by=-0.5)
+        return view.gradient(view.probe(moved).per_task.sum(), at=moved)
+
+    expected, found = gradient(False), gradient(True)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_the_losses_of_a_compiled_model_are_measured_again() -> None:
+    made = prepared()
+    view = view_of(made)
+    assert view.unmoved().per_task is not None
+    other = ModelStep(
+        made.model,
+        made.data.tasks,
+        made.data.splits["train"].rows(slice(0, 48)),
+        Clock(0, 0, 3, 4),
+        0.01,
+        Ranks(),
+        probe_model=copy.deepcopy(made.model),
+    )
+    assert view.unmoved().roots is view.roots
+    assert other.unmoved().roots is not other.roots
+    torch.testing.assert_close(other.unmoved().per_task, other.losses)
 
 
 def test_gradients_at_a_probe() -> None:
