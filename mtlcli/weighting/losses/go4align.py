@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -12,7 +13,7 @@ from mtlcli.options import Options as AnyOptions
 from mtlcli.registry import loss_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import LossWeighting, StepView
-from mtlcli.weighting.losses._values import SMALLEST, finite
+from mtlcli.weighting.losses._values import SMALLEST, Kept, count_unusable, finite, softmax
 
 
 @loss_weightings.register("go4align")
@@ -44,29 +45,43 @@ class GO4Align(LossWeighting):
             json_schema_extra=searched(1e-5, 0.1, log=True),
         )
 
-    log_risk: Tensor  # (K,)  log q
     weights: Tensor  # (K,)  of the last step
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
-        self.register_buffer("log_risk", torch.zeros(len(tasks)).log_softmax(0))
         self.register_buffer("weights", torch.ones(len(tasks)))
+        self.sums = Sums(len(tasks))
+        self.keep("sums", self.sums)
 
     def forward(self, step: StepView) -> Tensor:
         """The losses (K,), each times its group's weight."""
-        losses = step.losses.detach().to(self.log_risk)
-        if finite(losses.tolist()):
-            self.log_risk = (self.log_risk - self.options.step_size * losses).log_softmax(0)
-            positive = losses > SMALLEST
-            if (losses[~positive] != 0).any():
-                self.count("a loss was not positive: its task had no weight")
-            there = losses[positive]
-            wanted = (there.sum() / there * self.log_risk[positive].softmax(0)).tolist()
-            self.weights = torch.zeros_like(losses)
-            self.weights[positive] = torch.tensor(group_means(wanted, self.options.groups)).to(losses)
+        losses = step.losses.tolist()
+        if finite(losses):
+            count_unusable(losses, self)
+            self.sums.add(losses)
+            there = [k for k, loss in enumerate(losses) if loss > SMALLEST]
+            risks = softmax([-self.options.step_size * self.sums.losses[k] for k in there])
+            whole = sum(losses[k] for k in there)
+            wanted = [whole / losses[k] * risk for k, risk in zip(there, risks, strict=True)]
+            weights = [0.0] * len(losses)
+            for k, weight in zip(there, group_means(wanted, self.options.groups), strict=True):
+                weights[k] = weight
+            self.weights = step.losses.new_tensor(weights)
         else:
             self.count("non-finite losses: the last weights were used")
         return self.weights * step.losses
+
+
+class Sums(Kept):
+    """The losses of every task, added up over all steps."""
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__(num_tasks)
+        self.losses = [0.0] * num_tasks
+
+    def add(self, losses: Sequence[float]) -> None:
+        """Losses (K,) of a step."""
+        self.losses = [total + loss for total, loss in zip(self.losses, losses, strict=True)]
 
 
 def group_means(values: list[float], groups: int) -> list[float]:
@@ -75,7 +90,10 @@ def group_means(values: list[float], groups: int) -> list[float]:
     Groups are neighbours in the order of size, so the best split of the first n values into g groups ends in some last
     group and is best before it.
     """
-    order = sorted(range(len(values)), key=values.__getitem__)
+    count = len(values)
+    if count < 2:
+        return list(values)
+    order = sorted(range(count), key=values.__getitem__)
     total, squares = [0.0], [0.0]
     for i in order:
         total.append(total[-1] + values[i])
@@ -84,16 +102,14 @@ def group_means(values: list[float], groups: int) -> list[float]:
     def spread(start: int, stop: int) -> float:
         return max(0.0, squares[stop] - squares[start] - (total[stop] - total[start]) ** 2 / (stop - start))
 
-    best = [(0.0, [0])] + [(spread(0, stop), [0, stop]) for stop in range(1, len(values) + 1)]
-    for _ in range(groups - 1):
-        best = best[:1] + [
-            min(
-                [best[stop], *((best[at][0] + spread(at, stop), [*best[at][1], stop]) for at in range(1, stop))],
-                key=lambda split: split[0],
-            )
-            for stop in range(1, len(values) + 1)
-        ]
-    means = [0.0] * len(values)
+    best = [(0.0, [0])] + [(spread(0, stop), [0, stop]) for stop in range(1, count + 1)]
+    for group in range(1, groups):
+        before = list(best)
+        for stop in range(2, count + 1) if group < groups - 1 else (count,):
+            cost, at = min((before[at][0] + spread(at, stop), at) for at in range(1, stop))
+            if cost < before[stop][0]:
+                best[stop] = cost, [*before[at][1], stop]
+    means = [0.0] * count
     for start, stop in pairwise(best[-1][1]):
         members = order[start:stop]
         mean = sum(values[i] for i in members) / len(members)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -13,7 +16,7 @@ from mtlcli.registry import loss_weightings
 from mtlcli.search import searched, searched_among
 from mtlcli.weighting.base import LossWeighting, StepView, Trait
 from mtlcli.weighting.losses._agent import Nets
-from mtlcli.weighting.losses._values import SMALLEST, log_of
+from mtlcli.weighting.losses._values import SMALLEST, Kept, count_unusable, softmax
 
 TIE = 1e-6  # two losses whose gap is smaller than this part of the largest are even; at the first step, all of them are
 
@@ -56,9 +59,6 @@ class LDCMTL(LossWeighting):
         )
         router: Literal["weights", "network"] = Field("weights", description="What the weights come from.")
 
-    first: Tensor  # (K,)  first positive loss of each task; nan before it
-    by_name: Tensor  # (K,)  the order of the tasks' names
-
     @classmethod
     def traits_with(cls, options: Any) -> frozenset[Trait]:
         """Negative weights where differences have a price."""
@@ -66,50 +66,80 @@ class LDCMTL(LossWeighting):
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__(options, tasks, rng)
-        self.register_buffer("first", torch.full((len(tasks),), torch.nan))
-        by_name = sorted(range(len(tasks)), key=tasks.__getitem__)
-        self.register_buffer("by_name", torch.tensor(by_name), persistent=False)
+        self.first = First(len(tasks))
+        self.keep("first", self.first)
+        self.by_name = sorted(range(len(tasks)), key=tasks.__getitem__)
         self.numbers = nn.Parameter(torch.ones(len(tasks))) if self.options.router == "weights" else None
         self.network = Nets(1, len(tasks), 64, len(tasks), rng) if self.options.router == "network" else None
 
     def forward(self, step: StepView) -> Tensor:
         """Shares (K,) of the objective: each task's loss times its factor, and the weights' part in equal parts."""
-        losses = step.losses.detach()
-        usable = losses.isfinite() & (losses > SMALLEST)
-        self.first = torch.where(self.first.isnan() & usable, losses.to(self.first), self.first)
-        least = self.first.nan_to_num(torch.inf).min()
-        base = torch.where(self.first.isnan(), torch.where(least.isinf(), 1, least), self.first).to(losses)
-        if self.options.normalise == "log":
-            relative = log_of(step.losses, self) - base.log()
-        else:
-            relative = step.losses * (base.min() / base) if self.options.normalise == "ratio" else step.losses
-
-        there = ~(losses <= SMALLEST)
-        logs = self._log_weights(torch.where(there, losses / base, 1).log())
-        order = self.by_name[there[self.by_name]]
-        if not len(order):
+        losses = step.losses.tolist()
+        count_unusable(losses, self)
+        bases = self.first.bases(losses)
+        order = [k for k in self.by_name if not losses[k] <= SMALLEST]
+        if not order:
             return step.losses
+        by_log = self.options.normalise == "log"
+        units = [min(bases) / base for base in bases] if self.options.normalise == "ratio" else [1.0] * len(bases)
+        to_base = [math.log(losses[k] / base) if k in order else 0.0 for k, base in enumerate(bases)]
+        relative = to_base if by_log else [loss * unit for loss, unit in zip(losses, units, strict=True)]
+        numbers = self._numbers(to_base, step.losses)
+        factors, slopes = self._objective(numbers.tolist(), relative, order)
+
+        own = numbers @ numbers.new_tensor(slopes)
+        scales = step.losses.new_tensor([factor * unit for factor, unit in zip(factors, units, strict=True)])
+        terms = step.losses
+        if by_log:
+            terms = terms.clamp(min=SMALLEST).log() - terms.new_tensor(bases).log()
+        return scales * terms + (own - own.detach()).to(scales) / len(losses)
+
+    def _numbers(self, to_base: Sequence[float], losses: Tensor) -> Tensor:
+        """(K,) whose sigmoids are the weights, from the logs (K,) of the losses over their bases."""
+        if self.numbers is not None:
+            return self.numbers
+        assert self.network is not None
+        outputs, _ = self.network.forward(losses.new_tensor([to_base], dtype=next(self.parameters()).dtype))
+        return outputs[0, 0]
+
+    def _objective(
+        self, numbers: Sequence[float], relative: Sequence[float], order: Sequence[int]
+    ) -> tuple[list[float], list[float]]:
+        """Derivatives (K,) of the objective by the relative losses and by the learnable numbers.
+
+        `order`: the tasks that have a part in it, in which they are neighbours.
+        """
+        logs = [_log_sigmoid(number) for number in numbers]
         # Only ratios of the weights count in the first sum, so that it outlives weights that are all but 0.
-        parts = (logs[order] - logs.detach()[order].logsumexp(0)).exp()
-        weights = logs.exp()
-        weighted = (weights * relative.detach())[order]
-        gaps = weighted[:-1] - weighted[1:]
-        gaps = torch.where(gaps.abs() > TIE * weighted.detach().abs().max(), gaps, 0)
-        objective = (parts * relative.detach()[order]).sum() + self.options.penalty * gaps.abs().sum()
+        factors = softmax([log if k in order else None for k, log in enumerate(logs)])
+        weights = [math.exp(log) for log in logs]
+        weighted = [weight * loss for weight, loss in zip(weights, relative, strict=True)]
+        even = TIE * max(abs(weighted[k]) for k in order)
+        for one, other in pairwise(order):
+            gap = weighted[one] - weighted[other]
+            if abs(gap) > even:
+                price = math.copysign(self.options.penalty, gap)
+                factors[one] += price * weights[one]
+                factors[other] -= price * weights[other]
+        to_one = [math.exp(_log_sigmoid(-number)) for number in numbers]  # 1 - weight
+        return factors, [f * rest * loss for f, rest, loss in zip(factors, to_one, relative, strict=True)]
 
-        signs = torch.zeros_like(losses)
-        signs[order[:-1]] += gaps.detach().sign()
-        signs[order[1:]] -= gaps.detach().sign()
-        factors = torch.where(there, self.options.penalty * signs * weights.detach(), 0)
-        factors[order] += parts.detach()
-        shares: Tensor = factors * relative + (objective - objective.detach()) / len(losses)
-        return shares
 
-    def _log_weights(self, relative: Tensor) -> Tensor:
-        """Logs (K,) of weights in (0, 1), with a graph to the parameters, from the logs (K,) of relative losses."""
-        numbers: Tensor | None = self.numbers
-        if numbers is None:
-            assert self.network is not None
-            outputs, _ = self.network.forward(relative[None].to(self.first))
-            numbers = outputs[0, 0]
-        return nn.functional.logsigmoid(numbers).to(relative)
+class First(Kept):
+    """The first loss of every task that is finite and positive."""
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__(num_tasks)
+        self.losses: list[float | None] = [None] * num_tasks
+
+    def bases(self, losses: Sequence[float]) -> list[float]:
+        """One (K,) for each task, with those of a step's losses (K,); the least there is for a task without one."""
+        for k, loss in enumerate(losses):
+            if self.losses[k] is None and SMALLEST < loss < math.inf:
+                self.losses[k] = loss
+        least = min((loss for loss in self.losses if loss is not None), default=1.0)
+        return [least if loss is None else loss for loss in self.losses]
+
+
+def _log_sigmoid(number: float) -> float:
+    return -math.log1p(math.exp(-number)) if number >= 0 else number - math.log1p(math.exp(number))
