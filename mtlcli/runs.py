@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mtlcli.recipe import Recipe
 
 SCHEMA_VERSION = 1
+LOCK = ".lock"
 ASIDE = ".aside"  # a folder with this file in it holds runs that count only where that folder itself is named
 
 
@@ -61,14 +62,20 @@ class Run:
 
         `fitted`, what new rows need to be encoded, becomes preprocessing.json.
 
-        The folder appears complete or not at all. Raises MtlError where a run, or anything else, is already.
+        A new folder appears complete or not at all; an empty one that is there, such as a mounted volume, is filled
+        where it is. Raises MtlError where a run, or anything else, is already.
         """
-        if path is not None and (path / "run.json").exists():
-            raise MtlError(f"{path}: already holds a run; add --resume to go on with it, or name another --out")
-        if path is not None and path.exists() and not path.is_dir():
-            raise MtlError(f"{path}: is a file; name a folder that is empty or not there yet with --out")
-        if path is not None and path.exists() and any(path.iterdir()):
-            raise MtlError(f"{path}: holds other files; name a folder that is empty or not there yet with --out")
+        files = {"recipe.yaml": recipe}
+        if fitted is not None:
+            files["preprocessing.json"] = to_json(fitted, indent=1) + "\n"
+        files["run.json"] = to_json({"schema_version": SCHEMA_VERSION, "name": name, **info}, indent=2) + "\n"
+        if path is not None and path.exists():
+            with disk_errors(path, MtlError):
+                _check_empty(path)  # before anything is put into a folder of other files
+                with lock(path, f"{path}: another process is making a run there"):
+                    _check_empty(path)
+                    _write_all(path, files)
+            return cls(path)
         target = path or Path("runs") / name
         if target.is_symlink():  # a folder can be put in the place of another, but not of a link to one
             target = target.resolve()
@@ -76,11 +83,7 @@ class Run:
         with disk_errors(target, MtlError):
             made.mkdir(parents=True)
             try:
-                (made / "recipe.yaml").write_text(recipe, encoding="utf-8")
-                text = to_json({"schema_version": SCHEMA_VERSION, "name": name, **info}, indent=2)
-                (made / "run.json").write_text(text + "\n", encoding="utf-8")
-                if fitted is not None:
-                    (made / "preprocessing.json").write_text(to_json(fitted, indent=1) + "\n", encoding="utf-8")
+                _write_all(made, files)
                 for number in count(2):
                     try:
                         os.rename(made, target)  # onto nothing, or onto an empty folder
@@ -140,7 +143,7 @@ class Run:
     def is_locked(self) -> bool:
         """Whether another process is training this run now."""
         try:
-            with open(self.path / ".lock") as handle:
+            with open(self.path / LOCK) as handle:
                 return not _flock(handle)
         except OSError:  # nobody ever held it
             return False
@@ -242,6 +245,28 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def _check_empty(path: Path) -> None:
+    """Raise MtlError unless `path` is a folder without anything in it but a lock."""
+    if (path / "run.json").exists():
+        raise MtlError(f"{path}: already holds a run; add --resume to go on with it, or name another --out")
+    if not path.is_dir():
+        raise MtlError(f"{path}: is a file; name a folder that is empty or not there yet with --out")
+    if any(file.name != LOCK for file in path.iterdir()):
+        raise MtlError(f"{path}: holds other files; name a folder that is empty or not there yet with --out")
+
+
+def _write_all(folder: Path, files: Mapping[str, str]) -> None:
+    """Write `files`, texts by name, in their order: all of them or none."""
+    try:
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except BaseException:
+        for name in files:
+            with suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+        raise
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises MtlError naming the file and, where it is damaged, the line."""
     try:
@@ -315,7 +340,7 @@ def lock(folder: Path, busy: str, wait: bool = False) -> Iterator[None]:
     Raises MtlError with the message `busy` where another one holds it, unless asked to wait for that one.
     """
     with disk_errors(folder, MtlError):
-        handle = open(folder / ".lock", "a")  # noqa: SIM115 - closed below, however the body ends
+        handle = open(folder / LOCK, "a")  # noqa: SIM115 - closed below, however the body ends
     try:
         # A second's patience: a process that only asks whether a run is locked holds it for a moment.
         for left in count(10, -1):

@@ -48,6 +48,49 @@ def test_a_link_to_an_empty_folder(there: bool) -> None:
     assert Path("real/run.json").exists()
 
 
+@pytest.mark.parametrize("out", [".", "empty"])
+def test_an_empty_folder_is_filled_where_it_is(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mounted volume, or the current folder, cannot be replaced by another."""
+    Path("empty").mkdir()
+    monkeypatch.chdir("empty" if out == "." else ".")
+    folder = Path(out).stat().st_ino
+    real = Path.write_text
+
+    def full(path: Path, text: str, **keywords: str) -> int:
+        if path.name == "run.json":
+            raise OSError(28, "No space left on device")
+        return real(path, text, **keywords)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(MtlError, match=r"cannot be written: No space left on device"):
+            made(out)
+    assert {path.name for path in Path(out).iterdir()} <= {".lock"}
+    assert made(out).info()["name"] == "name"
+    assert Path(out).stat().st_ino == folder
+    with pytest.raises(MtlError, match="already holds a run"):
+        made(out)
+
+
+def test_one_run_is_made_in_an_empty_folder() -> None:
+    Path("empty").mkdir()
+    found: list[str] = []
+
+    def create() -> None:
+        try:
+            found.append(str(made("empty").path))
+        except MtlError as error:
+            found.append(str(error))
+
+    threads = [threading.Thread(target=create) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found)[0] == "empty"
+    assert all(text.startswith(("empty: already holds a run", "empty: holds other")) for text in sorted(found)[1:])
+
+
 def test_numbered_names_step_over_whatever_is_there() -> None:
     Path("runs").mkdir()
     Path("runs/name").write_text("a file")
