@@ -339,7 +339,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             message, code = faults.describe(error), 1
     from mtlcli import terminal
 
-    terminal.error(message)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    terminal.error(f"process {os.environ.get('RANK', '0')}: {message}" if several else message)
     return code
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mtlcli.errors import MtlError
+from mtlcli.errors import MtlError, TrainingError
 
 T = TypeVar("T")
 
@@ -25,9 +27,11 @@ class Ranks:
 
     @classmethod
     def start(cls, device_type: str) -> Ranks:
-        """Join torchrun's group where its variables are set; one process otherwise."""
+        """Join torchrun's group where its variables are set; one process otherwise. Raises TrainingError where the
+        others are not found."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+            with _others("the processes of this run did not find each other"):
+                dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
         return cls()
 
     @staticmethod
@@ -37,11 +41,13 @@ class Ranks:
             dist.destroy_process_group()
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over ranks, in one reduction."""
+        """Replace each tensor by its mean over ranks, in one reduction. Raises TrainingError where a rank has ended, as
+        all that follow do."""
         if self.world == 1 or not tensors:
             return
         flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat)
+        with _others():
+            dist.all_reduce(flat)
         flat /= self.world
         for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
@@ -52,7 +58,8 @@ class Ranks:
             return flag
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         total = torch.tensor([float(flag)], device=device)
-        dist.all_reduce(total)
+        with _others():
+            dist.all_reduce(total)
         return bool(total.item() > 0)
 
     def agreed(self, find: Callable[[], T]) -> T:
@@ -66,7 +73,8 @@ class Ranks:
                 told[0] = find()
             except MtlError as error:
                 told[1] = error
-        dist.broadcast_object_list(told, src=0)
+        with _others():
+            dist.broadcast_object_list(told, src=0)
         if told[1] is not None:
             raise told[1]
         found: T = told[0]
@@ -75,4 +83,15 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world > 1:
-            dist.barrier()
+            with _others():
+                dist.barrier()
+
+
+@contextmanager
+def _others(what: str = "another process of this run has ended") -> Iterator[None]:
+    """Say of a broken connection what it means: the other process's own message, if it had one, says why."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = re.sub(r"^\[.*?\] ", "", str(error).strip()).split(". ")[0]  # gloo begins with a line of its source
+        raise TrainingError(f"{what} ({reason}); see what the others printed, and go on with --resume") from error

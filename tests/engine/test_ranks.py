@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mtlcli import recipe
 from mtlcli.engine.fit import Fit
 from mtlcli.engine.prepare import prepare
 from mtlcli.engine.ranks import Ranks
+from mtlcli.errors import TrainingError
 from mtlcli.runs import Run
 
 
@@ -66,6 +68,35 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, 
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(worker, args=(2, str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def deserter(rank: int, folder: str) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    ranks = Ranks()
+    ranks.barrier()
+    if rank == 1:
+        os._exit(0)
+    calls: list[Callable[[], object]] = [
+        lambda: ranks.mean_([torch.ones(2)]),
+        lambda: ranks.any(True),
+        lambda: ranks.agreed(lambda: 1),
+        ranks.barrier,
+    ]
+    for number, call in enumerate(calls):
+        try:
+            call()
+        except TrainingError as error:
+            Path(folder, f"{number}.txt").write_text(str(error))
+    os._exit(0)
+
+
+def test_a_rank_that_has_ended_is_no_bug(tmp_path: Path) -> None:
+    mp.spawn(deserter, args=(str(tmp_path),), nprocs=2)
+    said = [path.read_text() for path in sorted(tmp_path.glob("*.txt"))]
+    assert len(said) == 4
+    assert all(text.startswith("another process of this run has ended (") and "--resume" in text for text in said)
+    assert "[/" not in said[0]
 
 
 @pytest.mark.parametrize("case", cases(), ids="-".join)
