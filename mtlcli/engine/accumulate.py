@@ -31,6 +31,13 @@ def accumulate(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None])
             parameter.grad = gradient
 
 
+def make_dense(parameters: Sequence[Tensor]) -> None:
+    """Write sparse gradients, such as those of embeddings, out in full."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
+
+
 def backward_beside(parameters: Sequence[Tensor], tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     """A backward pass from `tensors`, with their `gradients`, to everything but `parameters`."""
     before = [parameter.grad for parameter in parameters]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,15 @@ from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.recipe import DEFAULTS
 from mtlcli.registry import WeightingRegistry, gradient_weightings, loss_weightings
 from mtlcli.weighting.base import Anchor, Clock, GradientWeighting, LossWeighting, Weighting
+
+# What torch says in the middle of a backward pass, and what it means to the caller.
+UNDERSTOOD = {
+    "backward through the graph a second time": "the graph of these losses is used up; compute them anew for every "
+    "call",
+    "donated buffer": "this method goes back through the graph several times, which a compiled part does not allow by "
+    "default: set torch._functorch.config.donated_buffer = False before its first call",
+}
+PATIENCE = 32  # calls of `backward` without one of `after_step`, in a loop that may add up several batches a step
 
 
 class Balancer:
@@ -128,6 +138,7 @@ class Balancer:
         self._count, self._epoch, self._epoch_began = 0, 0, 0
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._view: ClosureStep | None = None
+        self._since = 0  # calls of `backward` since the last of `after_step`
         self._draws: bool | None = None  # whether the closure draws random numbers, once that is known
         self._looked = False  # whether the graph of the losses has been held against the parameters
         self._rounded = False  # whether the losses are computed in 16 bits
@@ -216,15 +227,24 @@ class Balancer:
             with self._view.full_precision():
                 report = self._step.backward(self._view, cut)
         except RuntimeError as error:
-            if "backward through the graph a second time" not in str(error):
-                raise
-            raise MtlError("backward: the graph of these losses is used up; compute them anew for every call") from None
+            for words, meaning in UNDERSTOOD.items():
+                if words in str(error):
+                    raise MtlError(f"backward: {meaning}") from None
+            raise
         self._draws = self._view.draws
         self._count += 1
+        self._since += 1
+        if self._since == PATIENCE and type(self.loss_weighting).after_step is not LossWeighting.after_step:
+            warnings.warn(
+                f"'{self.loss_weighting.name}' learns from what each step did to the losses, and has learned nothing "
+                f"in {PATIENCE} calls of backward: call after_step() after optimizer.step()",
+                stacklevel=2,
+            )
         return report
 
     def after_step(self) -> None:
         """Call after `optimizer.step()`; only methods that look back do anything."""
+        self._since = 0
         if self._view is not None:
             self.loss_weighting.after_step(self._view)
             self._draws = self._view.draws

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from mtlcli.engine.accumulate import accumulate, backward_beside
+from mtlcli.engine.accumulate import accumulate, backward_beside, make_dense
 from mtlcli.engine.factors import find_factors
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.rows import How, Rows, direction, inner_products
@@ -125,6 +125,8 @@ class Step:
             self._push(trunk, heads)
         elif self._reused is not None and self._calls % self.every and not self._returns(weighted):
             weights = self._push_weighted(self._reused, trunk, heads)
+            if self.wrt == "params" and not self._extra_rows:  # as in the steps that compute weights
+                make_dense(self.shared)
             passes = len(self._reused)
         elif self._extra_rows:
             first, second = self._extra_jacobians(view, factor)

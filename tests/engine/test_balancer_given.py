@@ -156,6 +156,22 @@ def test_gradients_of_sparse_embeddings(options: dict[str, Any]) -> None:
     torch.testing.assert_close(*found)
 
 
+def test_sparse_embeddings_have_gradients_of_one_kind() -> None:
+    """An optimiser takes either kind, not both in turn."""
+    table = nn.Embedding(10, 4, sparse=True)
+    heads = nn.ModuleDict({task: nn.Linear(4, 1) for task in TASKS})
+    owners = {task: head.parameters() for task, head in heads.items()}
+    balancer = Balancer(TASKS, gradient="mgda", every=2, shared=table.parameters(), task_parameters=owners)
+    optimizer = torch.optim.Adam(table.parameters())
+    for _ in range(4):
+        optimizer.zero_grad()
+        rows = table(torch.arange(4))
+        balancer.backward({task: (head(rows) - 1).square().mean() for task, head in heads.items()})
+        assert table.weight.grad is not None
+        assert not table.weight.grad.is_sparse
+        optimizer.step()
+
+
 def test_complex_parameters_are_refused_where_gradients_are_compared() -> None:
     spectrum = nn.Parameter(torch.ones(3, dtype=torch.complex64))
     with pytest.raises(MtlError, match=r"hold complex parameters as real ones.*view_as_complex"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -167,6 +168,44 @@ def two(model: Net) -> tuple[dict[str, Tensor]]:
 
 def closures(model: Net) -> dict[str, Callable[[], dict[str, Tensor]]]:
     return {"closure": lambda: task_losses(model)[1], "held_out": lambda: task_losses(model, 5)[1]}
+
+
+class Donated(torch.autograd.Function):
+    """Fails as a compiled part does, where it cannot be shown on every machine."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        raise RuntimeError("This backward function was compiled with non-empty donated buffers which requires ...")
+
+
+def test_compiled_parts_that_allow_one_pass_are_explained() -> None:
+    model = net()
+    losses = {task: Donated.apply(loss) for task, loss in task_losses(model)[1].items()}
+    with pytest.raises(MtlError, match=r"compiled part .*donated_buffer = False"):
+        balancer_for(model, gradient="mgda").backward(losses)
+
+
+def test_a_method_that_looks_back_asks_for_it() -> None:
+    """Without after_step it would stay at equal weights in silence."""
+    model = net()
+    for loss, told in (("famo", 1), ("si", 0)):
+        balancer = balancer_for(model, loss=loss)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(40):
+                balancer.backward(**closures(model), losses=two(model)[0])
+        assert len(caught) == told
+        assert all("call after_step() after optimizer.step()" in str(warning.message) for warning in caught)
+    balancer = balancer_for(model, loss="famo")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(40):
+            balancer.backward(**closures(model), losses=two(model)[0])
+            balancer.after_step()
 
 
 def test_a_parameter_frozen_later_is_noticed() -> None:
