@@ -25,9 +25,11 @@ class Selection:
         self._first: dict[str, float] = {}
 
     def score(self, val: Mapping[str, TaskScore], epoch: int) -> float | None:
-        """The score of an epoch; None where nothing that it needs is defined."""
+        """The score of an epoch; None where nothing that it needs is defined, or where training broke a task."""
         if self.by == "last":
             return float(epoch)
+        if self.by in ("loss", "delta") and any(self._is_broken(scores) for scores in val.values()):
+            return None
         if self.by == "loss":
             return _mean([-self._relative(task, s.loss) for task, s in val.items() if s.loss is not None])
         if self.by == "delta":
@@ -63,9 +65,13 @@ class Selection:
             for name, metric in scores.metrics.items()
             if metric.value is not None
         ]
-        if gains or scores.loss is None or not math.isfinite(scores.loss):
-            return gains
-        return [1 - self._relative(task, scores.loss)]
+        return gains if gains or scores.loss is None else [1 - self._relative(task, scores.loss)]
+
+    def _is_broken(self, scores: TaskScore) -> bool:
+        """Whether predictions are not finite. A loss alone may overflow for a single label."""
+        if scores.loss is None or math.isfinite(scores.loss):
+            return False
+        return self.by == "loss" or all(metric.value is None for metric in scores.metrics.values())
 
     def _gain(self, key: str, value: float, unit: str | None) -> float:
         first = self._first.setdefault(key, value)

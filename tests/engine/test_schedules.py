@@ -126,6 +126,18 @@ def test_delta_goes_by_the_loss_of_a_task_without_a_defined_metric() -> None:
     assert selection.score({"a": TaskScore(None, undefined)}, 3) is None
 
 
+@pytest.mark.parametrize("by", ["delta", "loss"])
+def test_an_epoch_that_broke_a_task_is_not_chosen(by: str) -> None:
+    """The other tasks may be better than ever."""
+    selection = Selection(by)
+    assert selection.score(val(0.8, 10.0), 0) is not None
+    broken = {**val(0.99, 10.0), "b": TaskScore(math.inf, {"mae": Score(None, "weeks", False, "not finite")})}
+    assert selection.score(broken, 1) is None
+    overflown = {**val(0.9, 10.0), "b": TaskScore(math.inf, {"mae": Score(9.0, "weeks", False)})}
+    assert (selection.score(overflown, 2) is None) == (by == "loss")
+    assert selection.score(val(0.9, 10.0), 3) is not None
+
+
 def test_other_ways_to_select() -> None:
     by_loss = Selection("loss")
     assert by_loss.score(val(0.8, 10.0), 0) == -1
