@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -383,6 +385,12 @@ def _place(title: str, lines: Mapping[str, str], path: str) -> str:
     return next((f"{lines[key]}: " for key in nearest if key in lines), f"{title}: ")
 
 
+def _line_number(place: str) -> float:
+    found = re.search(r", line ([0-9]+): $", place)
+    return int(found[1]) if found else math.inf
+
+
 def _report(title: str, lines: Mapping[str, str], problems: Sequence[Problem]) -> str:
-    texts = [f"{_place(title, lines, p.path)}{p.path}: {p.message}" for p in problems]
+    placed = [(_place(title, lines, p.path), f"{p.path}: {p.message}") for p in problems]
+    texts = [place + text for place, text in sorted(placed, key=lambda each: _line_number(each[0]))]
     return texts[0] if len(texts) == 1 else "\n".join([f"{title}: {len(texts)} problems", *(f"  {t}" for t in texts)])

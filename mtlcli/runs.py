@@ -299,13 +299,13 @@ def to_json(values: Any, indent: int | None = None) -> str:
     return json.dumps(_finite(values), indent=indent, allow_nan=False)
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, kind: type[MtlError] = TrainingError) -> None:
     """Write under a temporary name, flush to the disk, rename: a reader sees the old file or the new one, whole.
 
-    Raises TrainingError where the disk does not take it; the old file is then untouched.
+    Raises an error of this kind where the disk does not take it; the old file is then untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path):
+    with disk_errors(path, kind):
         try:
             with open(temporary, "wb") as handle:
                 handle.write(content)

@@ -95,7 +95,7 @@ def write(path: Path, text: str) -> None:
     """Write a recipe, whole or not at all. Raises MtlError where the disk does not take it."""
     with disk_errors(path, MtlError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, text.encode())
+        replace_file(path, text.encode(), MtlError)
 
 
 def problem(table: Look, recipe: Path) -> str | None:

@@ -60,7 +60,7 @@ def predict_file(
         out.parent.mkdir(parents=True, exist_ok=True)
     memory = io.BytesIO()
     write(pl.DataFrame(columns), memory)
-    replace_file(out, memory.getvalue())
+    replace_file(out, memory.getvalue(), MtlError)
     return {
         "schema_version": SCHEMA_VERSION,
         "run": str(run.path),

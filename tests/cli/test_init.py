@@ -180,14 +180,16 @@ def test_nothing_is_written_over(mtl: Mtl) -> None:
         (["--from", "my.csv", *TASKS, *TASKS], "'churn' is given twice"),
         (["--from", "mine.csv", *TASKS], "mine.csv: no such file; did you mean 'my.csv'?"),
         ([*TASKS], "--task names a column of the table given with --from"),
+        (["--from", "my.csv", *TASKS, "--force", "/proc/no.yaml"], "error: /proc/no.yaml: cannot be written: "),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_mistakes(mtl: Mtl, arguments: list[str], message: str) -> None:
     Path("constant.csv").write_text("x,y\n" + "1,1\n2,1\n" * 20)
-    done = mtl("init", *arguments, "recipe.yaml")
+    done = mtl("init", *arguments, *(() if arguments[-1].endswith("yaml") else ("recipe.yaml",)))
     assert done.code == 2
     assert message in done.err
+    assert done.err.count("\n") == 1
     assert not Path("recipe.yaml").exists()
 
 
