@@ -106,7 +106,7 @@ def train(
         if ranks.agreed(run.last.exists):
             fit.resume()
         if ranks.rank == 0:
-            run.update_info(status="running", pid=os.getpid(), error=None)
+            run.update_info(status="running", pid=os.getpid(), error=None, **about)
         try:
             result = _follow(fit, run, ranks, show)
         except Interrupted:

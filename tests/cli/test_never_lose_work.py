@@ -54,6 +54,16 @@ def test_a_signal_saves_and_resume_ends_alike(
     assert steps(run) == list(range(12))
 
 
+def test_a_resumed_run_says_where_it_goes_on(mtl: Mtl) -> None:
+    assert mtl("train", "toy.yaml", "--out", "run").code == 0
+    run = Run(Path("run"))
+    run.result_file.unlink()
+    run.update_info(status="interrupted", ranks=4, device="cuda:3")
+    assert mtl("train", "toy.yaml", "--out", "run", "--resume", "--device", "cpu").code == 0
+    info = run.info()
+    assert (info["status"], info["ranks"], info["device"]) == ("finished", 1, "cpu")
+
+
 def test_a_result_that_was_lost_is_made_again(mtl: Mtl) -> None:
     first = json.loads(mtl("train", "toy.yaml", "--out", "cut", "--json").out)
     Run(Path("cut")).result_file.unlink()
