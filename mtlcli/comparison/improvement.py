@@ -84,16 +84,20 @@ def alike(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=ROUNDING)
 
 
-def _gains(values: Values, base: Mapping[Metric, float], about: About) -> dict[Metric, float] | None:
-    """Improvement over the baseline in percent, positive is better; None where a metric has no value, because a mean
-    over the others would not compare.
+def gain(value: float, base: float, higher_is_better: bool) -> float:
+    """Improvement over the baseline in percent, positive is better.
 
     The size of the baseline is the unit, whatever its sign: from an R2 of -0.5, an R2 of -0.25 is 50 % better.
     """
+    return (1 if higher_is_better else -1) * (value - base) / abs(base) * 100
+
+
+def _gains(values: Values, base: Mapping[Metric, float], about: About) -> dict[Metric, float] | None:
+    """Every metric's gain; None where one has no value, because a mean over the others would not compare."""
     gains = {}
     for metric, mean in base.items():
         value = values.get(metric)
         if value is None:
             return None
-        gains[metric] = (1 if about[metric]["higher_is_better"] else -1) * (value - mean) / abs(mean) * 100
+        gains[metric] = gain(value, mean, about[metric]["higher_is_better"])
     return gains or None

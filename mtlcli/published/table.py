@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mtlcli import yamlfile
+from mtlcli.comparison import improvement
 from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.options import Options, check
 
@@ -129,17 +129,14 @@ class Published(Options):
         """
         if self.convention is None:
             return None
-        gains: list[list[float]] = []  # per task: improvement in percent
-        for task, metrics in self.metrics.items():
-            gains.append([])
-            for name, metric in metrics.items():
-                value, base = (scores.get(task, {}).get(name) for scores in (values, self.baseline.values))
-                if value is None or not base:
-                    return None
-                gains[-1].append((1 if metric.higher_is_better else -1) * (value - base) / abs(base) * 100)
-        if self.convention == "delta_m":
-            return -statistics.fmean(gain for task_gains in gains for gain in task_gains)
-        return statistics.fmean(statistics.fmean(task_gains) for task_gains in gains)
+        columns = {(task, name): about for task, metrics in self.metrics.items() for name, about in metrics.items()}
+        base = {(task, name): self.baseline.values.get(task, {}).get(name) or 0.0 for task, name in columns}
+        if not all(base.values()):
+            return None
+        found = {(task, name): values.get(task, {}).get(name) for task, name in columns}
+        better = {column: {"higher_is_better": about.higher_is_better} for column, about in columns.items()}
+        delta = improvement.delta_m if self.convention == "delta_m" else improvement.delta_p
+        return delta(found, base, better)
 
 
 def names() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mtlcli.comparison import significance
-from mtlcli.comparison.improvement import ranked
+from mtlcli.comparison.improvement import gain, ranked
 from mtlcli.comparison.report import SINGLE_TASK
 
 Report = Mapping[str, Any]
@@ -70,7 +70,7 @@ def gains(report: Report) -> dict[str, dict[str, Gain]]:
         return found
     for task, metrics in report["metrics"].items():
         by_method = {method: _gain(row, base, task, metrics) for method, row in known.items()}
-        found[task] = {method: gain for method, gain in by_method.items() if gain is not None}
+        found[task] = {method: each for method, each in by_method.items() if each is not None}
     return {task: by_method for task, by_method in found.items() if by_method}
 
 
@@ -86,9 +86,9 @@ def _gain(
         value = mean(summary)
         if value is None or summary is None:
             return None
-        scale = (100 if about["higher_is_better"] else -100) / abs(reference)
-        means.append((value - reference) * scale)
-        by_seed.append({seed: (v - reference) * scale for seed, v in (summary.get("values") or {}).items()})
+        values, higher = summary.get("values") or {}, about["higher_is_better"]
+        means.append(gain(value, reference, higher))
+        by_seed.append({seed: gain(v, reference, higher) for seed, v in values.items()})
     if not means:
         return None
     seeds = sorted(set.intersection(*(set(each) for each in by_seed)))
