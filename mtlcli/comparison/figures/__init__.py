@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ def write_figures(report: Mapping[str, Any], runs: Sequence[Path], folder: Path)
     Raises:
         MtlError: a file cannot be written.
     """
+    # It warns where it finds no folder for its cache, as in a container of another user's.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from mtlcli.comparison.figures import style
 
     with disk_errors(folder, MtlError):
