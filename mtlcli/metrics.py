@@ -86,7 +86,7 @@ def default(kind: Kind) -> tuple[str, ...]:
 
 
 def check(task: Task, names: tuple[str, ...]) -> None:
-    """Raise MtlError where one of `names` is no metric or does not fit `task`."""
+    """Raise MtlError where one of `names` is not a metric or does not fit `task`."""
     for name in names:
         if task.kind not in get(name).kinds:
             fitting = ", ".join(n for n, metric in _METRICS.items() if task.kind in metric.kinds)

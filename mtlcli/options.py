@@ -58,8 +58,8 @@ def check(
 ) -> tuple[OptionsT | None, list[Problem]]:
     """Check `raw` against `cls`: the options, or None and every problem found.
 
-    Values are held to JSON's types: `"1"` is no number and `true` no integer. `also_known` are keys that a caller has
-    already taken out of the same mapping; they count when the nearest valid name is looked for.
+    Values are held to JSON's types: `"1"` is not a number and `true` not an integer. `also_known` are keys that a
+    caller has already taken out of the same mapping; they count when the nearest valid name is looked for.
     """
     try:
         text = json.dumps(raw, default=str)

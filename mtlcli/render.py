@@ -133,7 +133,7 @@ def result(values: Mapping[str, Any], title: str) -> Group:
     if cost:
         notes.append(Text(_cost_line(values, cost), style="dim"))
     for what, times in values.get("counts", {}).items():
-        notes.append(Text(f"{what}: {times} times", style="yellow"))
+        notes.append(Text(f"{what}: {times} time{'s' * (times != 1)}", style="yellow"))
     return Group(table, *notes, *(Text(note, style="yellow") for note in values.get("notes", ())))
 
 
@@ -360,9 +360,10 @@ def _cost_line(values: Mapping[str, Any], cost: Mapping[str, Any]) -> str:
     epoch = values["selected"]["epoch"]
     how = "chosen on val" if values["selected"]["by"] == "val" else "the last"
     chosen = f"epoch {epoch + 1} of {values['epochs']}, {how}; " if epoch is not None else ""
+    passes = cost["backward_passes_per_step"]
     return (
         f"{chosen}{cost['seconds']:.1f} s, {_fixed(cost['step_ms_median'], 2)} ms per step (median), "
-        f"{cost['backward_passes_per_step']} backward passes per step, peak {cost['peak_mib']:.0f} MiB"
+        f"{passes} backward pass{'es' * (passes != 1)} per step, peak {cost['peak_mib']:.0f} MiB"
     )
 
 

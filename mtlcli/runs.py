@@ -105,7 +105,7 @@ class Run:
         missing = " and ".join(file.name for file in (run.info_file, run.recipe_file) if not file.exists())
         if not missing:
             return run
-        what = f"is no run directory (it has no {missing})" if path.exists() else "no such run"
+        what = f"is not a run directory (it has no {missing})" if path.exists() else "no such run"
         if path.is_dir() and not _runs_in(path):
             what += " and holds no runs"
         runs = sorted(_runs_in(path if path.is_dir() else path.parent), key=_natural) or _runs_in(Path("runs"))
@@ -206,7 +206,7 @@ class Run:
             self._events = None
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The lines of events.jsonl; passed over is what is no event, as what a killed process left half-written."""
+        """The lines of events.jsonl, without what is no whole event, as a killed process may leave one."""
         if not self.events_file.exists():
             return
         with open(self.events_file, encoding="utf-8", errors="replace") as lines:

@@ -50,7 +50,7 @@ class Choice:
     start: Any = None  # the first value of an option that has no default
 
     def holding(self, value: Any) -> Choice | None:
-        """The choice, with `value` among its values. None for a list or a map, which is no point of a choice."""
+        """The choice, with `value` among its values. None for a list or a map, which cannot be one of the choices."""
         if isinstance(value, list | dict):
             return None
         return self if value in self.values else replace(self, values=(value, *self.values))

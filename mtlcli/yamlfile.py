@@ -63,7 +63,7 @@ def read(path: Path) -> Document:
         hint = f", such as {near[0]}" if near else ""
         raise MtlError(f"{path}: is a folder; name a YAML file{hint}") from None
     except UnicodeDecodeError as error:
-        raise MtlError(f"{path}: should be a text file in UTF-8; byte {error.start} is none") from None
+        raise MtlError(f"{path}: should be a text file in UTF-8; byte {error.start} is not") from None
     except OSError as error:
         raise MtlError(f"{path}: cannot be read: {error.strerror}") from None
     return parse(text, str(path))
@@ -85,7 +85,7 @@ def parse(text: str, place: str) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise MtlError(
-            f"{place}, line {line}: is no YAML text: it holds the control character {error.character:#x}; "
+            f"{place}, line {line}: is not YAML text: it holds the control character {error.character:#x}; "
             "is this the file you meant?"
         ) from None
     except yaml.MarkedYAMLError as error:

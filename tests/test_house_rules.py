@@ -78,7 +78,7 @@ def owners() -> dict[str, set[str]]:
 
 
 def words(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
-    """(line, text, whether it is an identifier) of every identifier and every string that is no docstring.
+    """(line, text, whether it is an identifier) of every identifier and every string that is not a docstring.
 
     `recipe.DEFAULTS`, the one table of names, is left out.
     """

@@ -247,7 +247,7 @@ def test_opening_what_is_no_run() -> None:
         MtlError, match=r"^secnd: no such run; did you mean 'runs/second'\?; there are: runs/first, runs/s"
     ):
         Run.open(Path("secnd"))
-    with pytest.raises(MtlError, match=r"^runs: is no run directory .*; there are: runs/first, runs/second$"):
+    with pytest.raises(MtlError, match=r"^runs: is not a run directory .*; there are: runs/first, runs/second$"):
         Run.open(Path("runs"))
     assert Run.at(Path("nope")) is None
 

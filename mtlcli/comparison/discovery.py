@@ -79,7 +79,7 @@ def choose(targets: Sequence[Path]) -> Chosen:
 def read(paths: Sequence[Path]) -> Chosen:
     """All of these runs but those whose files are damaged.
 
-    Raises MtlError for a folder that is no run, for a run without a result, and where all are damaged.
+    Raises MtlError for a folder that is not a run, for a run without a result, and where all are damaged.
     """
     runs, damaged = [], []
     for path in tqdm(paths, desc="reading runs", unit="run", leave=False, disable=None):

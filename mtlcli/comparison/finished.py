@@ -62,7 +62,7 @@ def read_runs(paths: Sequence[Path]) -> list[Finished]:
 
 
 def read_run(path: Path) -> Finished:
-    """Read a finished run. Raises MtlError for a folder that is no run, has no result, or a damaged one."""
+    """Read a finished run. Raises MtlError for a folder that is not a run, has no result, or a damaged one."""
     run = Run.open(path)
     result = run.result()
     try:
@@ -99,7 +99,7 @@ def _metrics(result: Mapping[str, Any]) -> dict[Metric, Mapping[str, Any]]:
 
 def _of_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], above: str) -> None:
     for key, kind in kinds.items():
-        if type(values[key]) is not kind:  # True is no seed
+        if type(values[key]) is not kind:  # True is not a seed
             raise TypeError(f"{above}{key} is {values[key]!r}")
 
 
@@ -123,7 +123,7 @@ def _is_neutral(value: Any) -> bool:
 def protocols(runs: Sequence[Finished]) -> list[Mapping[str, Any]]:
     """The recipes of `runs` as far as they say how they were trained.
 
-    A single task shares nothing, so that its trunk is no part of that: it counts as the trunk of the others.
+    A single task shares nothing, so its trunk is not part of that: it counts as the trunk of the others.
     """
     joint = max(runs, key=lambda run: len(run.tasks))
     trunk = {key: value for key, value in joint.settings.items() if key.startswith("model.trunk.")}

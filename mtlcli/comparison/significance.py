@@ -116,7 +116,7 @@ def compare(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Paired | 
 
 
 def _without_noise(differences: Sequence[float], noise: float) -> list[float]:
-    """With one size for sizes that are equal but for `noise`, and 0 for those below it: 0.3 - 0.2 is no smaller than
+    """With one size for sizes that are equal but for `noise`, and 0 for those below it: 0.3 - 0.2 is not smaller than
     0.2 - 0.1, and ranks must not say so."""
     sizes = {}
     last = 0.0

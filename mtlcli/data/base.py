@@ -278,7 +278,7 @@ class MultiTaskData:
     def select(self, names: tuple[str, ...], option: str = "tasks") -> MultiTaskData:
         """The same data with only the tasks `names`, in that order. The fingerprint stays.
 
-        Raises OptionError about `option` for a name that is no task, or stands twice.
+        Raises OptionError about `option` for a name that is not a task, or stands twice.
         """
         by_name = {task.name: task for task in self.tasks}
         for name in names:
@@ -339,7 +339,7 @@ class Dataset(ABC):
         Args:
             path: the file, or a folder of them.
             fitted: `MultiTaskData.fitted` of the run.
-            labels: whether to read labels at all; without, whatever stands in their columns is no mistake.
+            labels: whether to read labels at all; without, whatever stands in their columns is not a mistake.
             on_error: at a bad row: stop, or skip it; None does as the recipe says.
 
         Raises MtlError where the file does not fit, or where this dataset cannot read others.

@@ -31,7 +31,7 @@ def find(folders: Sequence[Path], part: str) -> tuple[Path, Path] | None:
 def read_pictures(images: Path, labels: Path, side: int, num_classes: int) -> Pictures:
     """Pictures (N, side, side) and their classes (N,).
 
-    Raises MtlError where a file is no IDX file, or the two do not belong together.
+    Raises MtlError where a file is not an IDX file, or the two do not belong together.
     """
     pixels, classes = read(images, 3), read(labels, 1)
     if pixels.shape[1:] != (side, side):
@@ -56,8 +56,8 @@ def read(path: Path, dims: int) -> NDArray[np.uint8]:
     magic = bytes((0, 0, 8, dims))  # 8: unsigned bytes
     if raw[:4] != magic or len(raw) < start:
         raise MtlError(
-            f"{path}: is no IDX file of bytes in {dims} dimension{'s' * (dims > 1)}: should begin with {magic.hex()}; "
-            f"found {raw[:4].hex() or 'nothing'}"
+            f"{path}: is not an IDX file of bytes in {dims} dimension{'s' * (dims > 1)}: should begin with "
+            f"{magic.hex()}; found {raw[:4].hex() or 'nothing'}"
         )
     shape = tuple(np.frombuffer(raw, ">u4", dims, 4).tolist())
     if len(raw) - start != math.prod(shape):

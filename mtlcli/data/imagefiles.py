@@ -150,7 +150,7 @@ def below(name: str) -> bool:
 
 def names(folder: Path) -> list[str]:
     """The pictures in a folder and the folders in it, by their endings; sorted. Links to folders are not followed, and
-    hidden files are none of a person's pictures: beside each of them, some archives hold a `._` file of its name."""
+    hidden files are not a person's pictures: beside each of them, some archives hold a `._` file of its name."""
     from PIL import Image
 
     endings = Image.registered_extensions()

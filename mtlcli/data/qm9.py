@@ -196,7 +196,7 @@ def _frame(path: Path) -> pl.DataFrame:
     import polars as pl
 
     columns = [target.column for target in TARGETS.values()]
-    # Coordinates are written as `-.5` and `0.`, which is no JSON.
+    # Coordinates are written as `-.5` and `0.`, which is not JSON.
     lists = pl.col("Elements", "XYZ_Ang").str.replace_all(r"[\[\]' ]", "").str.split(",")
     try:
         frame = pl.read_csv(
@@ -204,7 +204,7 @@ def _frame(path: Path) -> pl.DataFrame:
         )
         frame = frame.with_columns(lists).with_columns(pl.col("XYZ_Ang").cast(pl.List(pl.Float64)))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise MtlError(f"{path}: is no readable part of the data: {str(error).splitlines()[0]}") from None
+        raise MtlError(f"{path}: cannot be read as a part of the data: {str(error).splitlines()[0]}") from None
     frame = frame.rename({"Elements": "atoms", "XYZ_Ang": "xyz"})
     wrong = frame.with_row_index("line", 2).filter(
         pl.any_horizontal(pl.all().is_null())

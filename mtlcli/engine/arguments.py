@@ -38,7 +38,7 @@ def trainable(argument: str, given: Any) -> list[nn.Parameter]:
 
 
 def groups(given: Any) -> list[list[nn.Parameter]]:
-    """Lists of parameters, without frozen ones; None is none."""
+    """Lists of parameters, without frozen ones; None counts as nothing given."""
     if given is not None and not isinstance(given, Iterable):
         raise MtlError(f"Balancer: groups should be a list of lists of parameters; found {type(given).__name__}")
     return [trainable(f"groups[{i}]", group) for i, group in enumerate(given or ())]
@@ -58,7 +58,7 @@ def number(argument: str, given: Any, least: int) -> None:
 
 
 def function(argument: str, given: Any) -> None:
-    """Something to call later, as often as is needed; None is none."""
+    """Something to call later, as often as is needed; None counts as nothing given."""
     if given is not None and not callable(given):
         raise MtlError(
             f"backward: {argument} should be a function without arguments, which computes anew when it is called; "

@@ -100,7 +100,8 @@ class Balancer:
         for task in owners:
             if task not in self.tasks:
                 hint = did_you_mean(task, self.tasks)
-                raise MtlError(f"Balancer: task_parameters names '{task}', which is no task{hint}; tasks: {self.tasks}")
+                known = ", ".join(self.tasks)
+                raise MtlError(f"Balancer: task_parameters names '{task}', which is not a task{hint}; tasks: {known}")
         given = arguments.parameters("shared", shared)
         self._frozen = [p for each in (given, *owners.values()) for p in each if not p.requires_grad]
         self._shared = [p for p in given if p.requires_grad]

@@ -31,7 +31,7 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
             state = torch.load(path, map_location=device, weights_only=True)
     except Exception:  # torch raises many kinds for a damaged file, in words about itself
         raise MtlError(
-            f"{path}: is no readable checkpoint: truncated, damaged, or written by another program; "
+            f"{path}: cannot be read as a checkpoint: truncated, damaged, or written by another program; "
             "the run's other checkpoint may be whole (mtl eval --checkpoint best|last)"
         ) from None
     if not isinstance(state, dict) or "model" not in state or "clock" not in state:

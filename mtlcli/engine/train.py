@@ -44,7 +44,7 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # Under nohup the end of the terminal is no reason to stop.
+        # Under nohup the end of the terminal is not a reason to stop.
         unheard = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         caught = [number for number in SIGNALS if number != signal.SIGHUP or not unheard]
         before = {number: signal.signal(number, self._handle) for number in caught}

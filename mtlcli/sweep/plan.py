@@ -196,7 +196,7 @@ def choose_folder(recipe: Recipe, out: Path | None, name: str) -> Path:
             replace_file(theirs, (to_json({"recipe": mine.as_dict()}, indent=2) + "\n").encode())
             return folder
         elif out is not None:
-            raise MtlError(f"{folder}: exists and is no folder of mtl compare; name another --out")
+            raise MtlError(f"{folder}: exists and was not made by mtl compare; name another --out")
     raise AssertionError("unreachable")
 
 

@@ -206,7 +206,7 @@ def test_an_override_reaches_its_key_alone(mtl: Mtl) -> None:
     assert '"epochs": 4' in done.out
 
 
-# -- files that are no recipe ------------------------------------------------------------------------------------------
+# -- files that are not a recipe ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,8 +226,8 @@ def test_an_override_reaches_its_key_alone(mtl: Mtl) -> None:
         (b"plugins: [{a: 1, a: 2}]\n", "x.yaml, line 1: the key 'a' stands a second time"),
         (b"? [a, b]\n: 1\n", "x.yaml, line 1: a key should be text"),
         (bytes(range(256)), "x.yaml: should be a text file in UTF-8"),
-        (b"a: 1\nb: \x01\n", "x.yaml, line 2: is no YAML text: it holds the control character 0x1"),
-        (b"\x7fELF\x02\x01\x01\x00", "x.yaml, line 1: is no YAML text"),
+        (b"a: 1\nb: \x01\n", "x.yaml, line 2: is not YAML text: it holds the control character 0x1"),
+        (b"\x7fELF\x02\x01\x01\x00", "x.yaml, line 1: is not YAML text"),
         (b"[" * 5000, "x.yaml: is nested too deeply"),
     ],
     ids=lambda value: repr(value[:20]),

@@ -87,7 +87,7 @@ def test_mistakes_with_runs(mtl: Mtl, runs: list[str]) -> None:
         assert not Path("out").exists()
     Path("empty").mkdir()
     assert (
-        "empty: is no run directory (it has no run.json and recipe.yaml) and holds no runs"
+        "empty: is not a run directory (it has no run.json and recipe.yaml) and holds no runs"
         in mtl("compare", "empty").err
     )
 

@@ -192,11 +192,11 @@ def test_eval_of_no_run(mtl: Mtl, trained: Path) -> None:
     Path("half/run.json").write_text("{}")
     for target, words in [
         ("nope", "nope: no such run"),
-        ("empty", "empty: is no run directory (it has no run.json and recipe.yaml)"),
-        (".", ".: is no run directory (it has no run.json and recipe.yaml); there are: half, run"),
+        ("empty", "empty: is not a run directory (it has no run.json and recipe.yaml)"),
+        (".", ".: is not a run directory (it has no run.json and recipe.yaml); there are: half, run"),
         ("rn", "rn: no such run; did you mean 'run'?; there are: half, run"),
-        ("toy.yaml", "toy.yaml: is no run directory"),
-        ("half", "half: is no run directory (it has no recipe.yaml)"),
+        ("toy.yaml", "toy.yaml: is not a run directory"),
+        ("half", "half: is not a run directory (it has no recipe.yaml)"),
     ]:
         done = mtl("eval", target)
         assert done.code == 2
@@ -229,7 +229,7 @@ def test_eval_of_no_checkpoint(mtl: Mtl, trained: Path) -> None:
         best.write_bytes(content)
         done = mtl("eval", trained)
         assert done.code == 2
-        assert "error: run/best.pt: is no" in done.err
+        assert "error: run/best.pt: cannot be read as a checkpoint" in done.err
         assert "Traceback" not in done.err
     for state in ({"model": Harm(), "clock": {}}, [1, 2], {"model": {}, "clock": {}, "schema_version": 99}):
         torch.save(state, best)

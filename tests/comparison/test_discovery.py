@@ -158,7 +158,7 @@ def test_what_is_named_is_never_passed_over() -> None:
 
 def test_a_folder_without_runs() -> None:
     Path("empty").mkdir()
-    with pytest.raises(MtlError, match="empty: is no run directory"):
+    with pytest.raises(MtlError, match="empty: is not a run directory"):
         chosen("empty")
     unfinished(Path("runs/half"), "failed")
     with pytest.raises(MtlError, match=r"no finished run to compare:\n  left out, not finished: runs/half \(failed\)"):

@@ -81,7 +81,7 @@ def test_a_table_names_new_pictures(folder: Path, fitted: dict[str, Any], cache:
     assert batch.targets["level"][0].item() == pytest.approx((3 - level["mean"]) / level["scale"])
     assert batch.targets["level"][1].isnan()
     assert batch.targets["kind"].tolist() == batch.targets["bright"].tolist() == [-1, -1]
-    # Where nobody asks for labels, what stands in their place is no mistake.
+    # Where nobody asks for labels, what stands in their place is not a mistake.
     pl.DataFrame({"level": ["?"], "file": ["sub/17.png"]}).write_csv(new)
     assert dataset(folder).read(new, fitted, labels=False).labels == ()
     with pytest.raises(MtlError, match=r"new\.csv, row 1 .*should hold a finite number"):

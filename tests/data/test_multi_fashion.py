@@ -208,7 +208,7 @@ def test_absent_files_are_named(root, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no IDX file of bytes in 3 dimensions: should begin with 00000803; found nothing"),
+        (b"", "is not an IDX file of bytes in 3 dimensions: should begin with 00000803; found nothing"),
         (b"\x00\x00\x0d\x03" + bytes(12), "found 00000d03"),
         (idx(np.zeros((12, 28, 28), np.uint8))[:-5], "should hold 12 x 28 x 28 = 9408 bytes .* found 9403"),
         (idx(np.zeros((12, 28, 28), np.uint8)) + b"x", "found 9409"),

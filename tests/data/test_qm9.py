@@ -264,8 +264,8 @@ def test_too_many_rows_are_refused(root):
     [
         ("'H'", "'Xe'", r"qm9_part1\.csv, line \d+: should hold atoms of H, C"),
         ("]]", ",1.]]", r"qm9_part1\.csv, line 2: .*three coordinates"),
-        ("XYZ_Ang", "xyz", r"qm9_part1\.csv: is no readable part"),
-        ("]]", "x]]", r"qm9_part1\.csv: is no readable part"),
+        ("XYZ_Ang", "xyz", r"qm9_part1\.csv: cannot be read as a part"),
+        ("]]", "x]]", r"qm9_part1\.csv: cannot be read as a part"),
     ],
 )
 def test_a_damaged_part_is_named(root, old, new, message):

@@ -166,7 +166,7 @@ def test_paths_that_cannot_be(tmp_path: Path) -> None:
         ("tt.csv", r"tt\.csv: no such file; did you mean 't\.csv'"),
         ("no/t.csv", r"no such file; there is no folder"),
         ("*.parquet", r"\*\.parquet: matches no file"),
-        ("t.xlsx", r"the extension '\.xlsx' is none that can be read"),
+        ("t.xlsx", r"the extension '\.xlsx' cannot be read"),
     ):
         if name == "t.xlsx":
             (tmp_path / name).touch()

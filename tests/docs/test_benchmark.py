@@ -1,4 +1,4 @@
-"""The benchmarks run and say what they should; how fast anything is depends on the machine and is no test."""
+"""The benchmarks run and say what they should; how fast anything is depends on the machine and is not tested."""
 
 from __future__ import annotations
 

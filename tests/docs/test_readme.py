@@ -330,6 +330,15 @@ def test_every_key_and_name_in_the_text_exists() -> None:
         assert set(re.findall(r"`(\w+)`", match[1])) == set(names()) - {"adam", "constant"}
 
 
+def test_the_table_of_weightings_has_each_of_them_in_its_slot() -> None:
+    section = README.partition("\n## The weightings\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (loss|gradient) \|.*\| (`[^|]*`) \|$", section, re.MULTILINE)
+    for slot, registry in (("loss", mtlcli.loss_weightings), ("gradient", mtlcli.gradient_weightings)):
+        named = [name for own, cells in rows if own == slot for name in re.findall(r"`(\w+)`", cells)]
+        packaged = [name for name in registry.names() if registry.get(name).__module__.startswith("mtlcli.")]
+        assert sorted(named) == sorted(packaged)
+
+
 def test_contributing_names_what_there_is() -> None:
     for folder in re.findall(r"`(mtlcli/[\w/.]+)`", CONTRIBUTING):
         assert (ROOT / folder).exists()

@@ -293,7 +293,7 @@ def test_damage_inside_a_checkpoint_is_seen(tmp_path: Path) -> None:
         member = max(archive.infolist(), key=lambda info: info.file_size)
     content[member.header_offset + 200] ^= 0xFF
     path.write_bytes(bytes(content))
-    with pytest.raises(MtlError, match="no readable checkpoint: truncated, damaged"):
+    with pytest.raises(MtlError, match="cannot be read as a checkpoint: truncated, damaged"):
         read_checkpoint(path)
 
 

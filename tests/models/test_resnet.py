@@ -108,7 +108,7 @@ def test_files_that_are_no_weights(tmp_path):
         make(weights=tmp_path / "absent.pt")
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes(b"not a file of torch")
-    with pytest.raises(OptionError, match=r"damaged\.pt is no readable state_dict"):
+    with pytest.raises(OptionError, match=r"damaged\.pt cannot be read as a state_dict"):
         make(weights=damaged)
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(OptionError, match=r"list\.pt should hold a map of names to tensors"):
@@ -122,6 +122,6 @@ class Evil:
 
 def test_nothing_in_a_file_is_executed(tmp_path, capsys):
     torch.save({"conv1.weight": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(OptionError, match="no readable state_dict"):
+    with pytest.raises(OptionError, match="cannot be read as a state_dict"):
         make(weights=tmp_path / "evil.pt")
     assert "executed" not in capsys.readouterr().out

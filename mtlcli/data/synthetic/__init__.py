@@ -39,7 +39,7 @@ class Synthetic(Dataset):
     `mtlcli.data.synthetic.objectives.pareto_front`.
     `quadratics`: K losses ||x - c_k||^2 / 2 whose gradients at the start have the Gramian `gramian`.
 
-    Raises OptionError for a Gramian that is none.
+    Raises OptionError for a matrix that is not a Gramian.
     """
 
     class Options(AnyOptions):

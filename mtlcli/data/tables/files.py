@@ -37,11 +37,9 @@ def find(path: Path) -> list[Path]:
         raise MtlError(f"{path}: no such file{did_you_mean(path.name, near)}{there}")
     for file in files:
         if file.suffix.lower() not in READABLE:
-            raise MtlError(
-                f"{file}: the extension '{file.suffix}' is none that can be read; there are: {', '.join(READABLE)}"
-            )
+            raise MtlError(f"{file}: the extension '{file.suffix}' cannot be read; these can: {', '.join(READABLE)}")
         if not file.is_file():
-            raise MtlError(f"{file}: is no regular file")
+            raise MtlError(f"{file}: is not a regular file")
         if not os.access(file, os.R_OK):
             raise MtlError(f"{file}: cannot be read: permission denied")
     suffixes = sorted({file.suffix.lower() for file in files})

@@ -249,7 +249,7 @@ def _types_apart(blocks: Sequence[Block], parts: Sequence[pl.DataFrame]) -> str:
 
 
 def _features(wanted: Wanted, source: Source, head: pl.DataFrame) -> tuple[list[ColumnUse], dict[str, Held]]:
-    """What becomes of every column before any statistics: uses of those that are no features; what features hold."""
+    """What becomes of every column before any statistics: uses of those that are not features; what features hold."""
     split = wanted.split
     tasks: dict[str, list[str]] = {}
     for name, task in wanted.tasks.items():

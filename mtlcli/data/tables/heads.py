@@ -28,7 +28,7 @@ class Head(NamedTuple):
 
 
 def head(file: Path) -> Head:
-    """Of `file`. Raises MtlError where it is no text in UTF-8, or has a name twice."""
+    """Of `file`. Raises MtlError where it is not text in UTF-8, or has a name twice."""
     usual = DELIMITED[file.suffix.lower()]
     # Of a .csv, whichever of comma, semicolon and tab its first line holds most of.
     separators, above = (",;\t" if usual == "," else usual), 0
@@ -79,11 +79,11 @@ def _fields(line: str, separators: str) -> tuple[list[str], str]:
 def _decoded(file: Path, line: bytes) -> str:
     if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
         raise MtlError(
-            f"{file}: should be a text file in UTF-8; it looks like UTF-16, or like no text at all; save it as UTF-8"
+            f"{file}: should be a text file in UTF-8; it looks like UTF-16, or not like text at all; save it as UTF-8"
         )
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MtlError(
-            f"{file}: should be a text file in UTF-8; byte {error.start} of its first line is none; save it as UTF-8"
+            f"{file}: should be a text file in UTF-8; byte {error.start} of its first line is not; save it as UTF-8"
         ) from None

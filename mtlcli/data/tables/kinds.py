@@ -84,7 +84,7 @@ def hold(column: pl.Series, missing: Sequence[str]) -> Held | Unusable:
     distinct = values.unique()
     if distinct.str.to_lowercase().is_in(list(WORDS)).all():
         return Held("boolean")
-    # A leading zero is no accident: 00501 is a postal code.
+    # A leading zero is not an accident: 00501 is a postal code.
     if not distinct.str.contains(r"^0\d").any():
         numbers = values.cast(pl.Float64, strict=False)
         if numbers.count() > MOSTLY * len(values):

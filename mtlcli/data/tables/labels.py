@@ -20,7 +20,7 @@ from mtlcli.tasks import unusable
 if TYPE_CHECKING:
     import polars as pl
 
-CLASSES = 1000  # more than these are no classes
+CLASSES = 1000  # more than these are not classes
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -104,7 +104,7 @@ def _truth_names(column: pl.Series, missing: Sequence[str]) -> tuple[str, str] |
 def _told(task: str, options: TaskOptions, source: str, names: tuple[str, str]) -> tuple[str, ...] | None:
     """The classes of a column of truth values, in order; None where a person names others.
 
-    Raises OptionError for a positive value that is no truth value.
+    Raises OptionError for a positive value that is not a truth value.
     """
     named = _named(task, options)
     if named is not None:

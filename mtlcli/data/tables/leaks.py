@@ -90,7 +90,7 @@ def _how_regression(feature: pl.Series, column: Column, target: Numbers) -> str 
             return f"their rank correlation is {rank:.4f}"
         if abs(line) > NEARLY and abs(rank) > SAME_ORDER:  # groups far apart could make a line of anything
             return f"their correlation is {line:.4f}"
-    # What changes slowly with time is no function of a date that anyone would call a leak.
+    # What changes slowly with time is not a function of a date that anyone would call a leak.
     if column.kind != "date" and functions.follows(numbers, target):
         return "the label is nearly a function of it"
     return "it is nearly a function of the label" if functions.follows(target, numbers) else None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROW = "\0row"  # the column with every row's number in its file, from 0
 RAGGED = "\0ragged"  # the column with the number of fields of a row that has too few or too many; else null
-NO_UTF8 = -1  # in RAGGED, of a row that is no text in UTF-8
+NO_UTF8 = -1  # in RAGGED, of a row that is not text in UTF-8
 UNCLOSED = -2  # of the last one, where it ends within quotes
 VALUES = 2**21  # of a block: 65,536 rows at most
 BYTES = 2**24  # of a block of a text file
@@ -286,7 +286,7 @@ def _slowly(
     """A block in which rows are too short, too long or no text, read field by field; such rows say so in RAGGED."""
     import polars as pl
 
-    decoded = text.decode(errors="surrogateescape")  # bytes that are no UTF-8 become U+DC80 to U+DCFF
+    decoded = text.decode(errors="surrogateescape")  # bytes that are not UTF-8 become U+DC80 to U+DCFF
     try:
         lines = list(csv.reader(io.StringIO(decoded, newline=""), delimiter=separator, strict=False))
     except csv.Error as error:

@@ -122,7 +122,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch raises many kinds for a damaged file, in words about itself
         raise OptionError(
-            "weights", f"{path} is no readable state_dict; save one with torch.save(net.state_dict(), file)"
+            "weights", f"{path} cannot be read as a state_dict; save one with torch.save(net.state_dict(), file)"
         ) from None
     if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
         raise OptionError("weights", f"{path} should hold a map of names to tensors, as net.state_dict() gives it")

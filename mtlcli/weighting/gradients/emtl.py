@@ -43,8 +43,8 @@ class EMTL(GradientWeighting):
         convex surrogate of variance of Namkoong & Duchi, NeurIPS 2017, arXiv 1610.02581; kl is the update of BanditMTL
         (Mao et al., ACL 2021) on C instead of L; penalty is the plainest reading.
     Deviations: inference: rho, strength, `ratio` (the phrase can be read either way; with norm_over_loss p and q still
-        weigh up the tasks of large C, and are no gradient of the objective), `normalise` and its rescaling by the mean
-        length, which keeps the usual length of a step; heads keep their own gradients; a task with a zero gradient
+        weigh up the tasks of large C, and are not a gradient of the objective), `normalise` and its rescaling by the
+        mean length, which keeps the usual length of a step; heads keep their own gradients; a task with a zero gradient
         stays out, its weight 0; C is capped at 1000 times its median; a negative loss counts as 0, or under `loss` has
         no weight, and is counted. The defaults are those that did best over three data sets (delta_m
         against equal weights, the less the better; 3 to 5 seeds; benchmarks/RESULTS.md has the rest):

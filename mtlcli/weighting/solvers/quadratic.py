@@ -40,7 +40,7 @@ def min_norm_point(gramian: Array, free: NDArray[np.bool_] | None = None) -> Sol
     scaled = nonnegative_minimum(cosine + closeness[:, None] * closeness, closeness, free)
     multiples = scaled.weights * closeness
     total = multiples.sum()
-    if total <= 0:  # only where `gramian` is none
+    if total <= 0:  # only where `gramian` is not a Gramian
         return Solution(closeness / closeness.sum(), False)
     return Solution(multiples / total, scaled.exact)
 
