@@ -1,4 +1,4 @@
-"""Who takes part in `step_cost.py`: models of every shape, and steps on them by hand, by us and by TorchJD."""
+"""Who takes part in `step_cost.py`: models of every shape, and steps on them by hand, by us, TorchJD and LibMTL."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import libmtl
 import torch
 from torch import Tensor, nn
 
@@ -176,10 +177,11 @@ class Contestant:
     make: Callable[[Problem], Step]
     warm_up: int = 2
     period: int = 0  # 0: any number
+    beside: tuple[str, ...] = ()  # of a peer: our ways that do the same
 
 
 def contestants(method: str) -> dict[str, Contestant]:
-    """Plain PyTorch first, then the method in its ways, then its peer."""
+    """Plain PyTorch first, then the method in its ways, then its peers."""
     found = {"plain": Contestant(plain)}
     if method in mtlcli.loss_weightings.names():
         period = LEARNS_EVERY.get(method, 0)
@@ -187,7 +189,7 @@ def contestants(method: str) -> dict[str, Contestant]:
         if method in LEARNS_EVERY:  # from larger batches, and more often, the fuller its memory is
             full = {"buffer_size": 50}
             found["memory full"] = Contestant(lambda made: ours(made, method, "sum", full), WARM_UP + 50, period)
-        return found
+        return {**found, **_libmtl(method)}
     cls = mtlcli.gradient_weightings.get(method)
     for anchor in ("params", "representation") if cls.reads != "nothing" else ("params",):
         if anchor in cls.anchors:
@@ -197,5 +199,12 @@ def contestants(method: str) -> dict[str, Contestant]:
     if method == "nash_mtl":  # the bound of every method at the parameters
         found["K passes"] = Contestant(passes_step)
     if method in PEERS:
-        found["torchjd"] = Contestant(lambda made: torchjd_step(made, method))
-    return found
+        found["torchjd"] = Contestant(lambda made: torchjd_step(made, method), beside=("params", "K passes"))
+    return {**found, **_libmtl(method)}
+
+
+def _libmtl(method: str) -> dict[str, Contestant]:
+    if method not in libmtl.PEERS or not libmtl.installed():
+        return {}
+    beside = ("representation",) if method in libmtl.AT_REPRESENTATION else ("", "params")
+    return {"libmtl": Contestant(lambda made: libmtl.libmtl_step(made, method), beside=beside)}

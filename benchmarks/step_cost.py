@@ -1,10 +1,10 @@
-"""What a step costs with each method: ours against plain PyTorch and against TorchJD.
+"""What a step costs with each method: ours against plain PyTorch, TorchJD and, where it is installed, LibMTL.
 
     python benchmarks/step_cost.py [--device cpu|cuda] [--shapes 3,512,256 resnet ...] [--methods ew nash_mtl ...]
                                    [--rounds 5] [--seconds 10] [--quick] [--json]
 
 A shape is K,width,batch of an MLP trunk of three layers with K linear heads; `resnet` is ResNet-18 on 64x64 images with
-three heads. One method is measured at a time: every round runs a few steps of plain PyTorch, of ours, and of TorchJD's
+three heads. One method is measured at a time: every round runs a few steps of plain PyTorch, of ours, and of the peers'
 same method in turn, so that all of them see the same machine, on one and the same model, since where its memory lies
 makes a difference of some per cent; there are at least `--rounds`, and more as long as
 `--seconds` allow. Shown are medians over rounds of the ms per step and of the ratios within a round, beside the largest
@@ -93,7 +93,8 @@ def measure(method: str, shape: str, device: torch.device, rounds: int, seconds:
     memory: dict[str, float] = {}
     errors: dict[str, str] = {}
     rest = 0.0
-    for way, contestant in contestants(method).items():
+    known = contestants(method)
+    for way, contestant in known.items():
         try:
             step, memory[way], rest = warmed_up(contestant, made)
             runs[way] = step, contestant.period or max(1, min(5, int(250 / _milliseconds(step, 1, device))))
@@ -108,10 +109,9 @@ def measure(method: str, shape: str, device: torch.device, rounds: int, seconds:
         for way, (step, many) in runs.items():
             times[way].append(_milliseconds(step, many, device))
     rows: list[dict[str, Any]] = [{"method": method, "way": way, "error": error} for way, error in errors.items()]
-    for way in [way for way in runs if way not in ("plain", "torchjd")]:
+    for way in [way for way in runs if way != "plain" and not known[way].beside]:
         row: dict[str, Any] = {"method": method, "way": way, "ms": statistics.median(times[way]), "memory": memory[way]}
-        others = ("plain", "torchjd") if way in ("params", "K passes") else ("plain",)
-        for other in [other for other in others if other in times]:
+        for other in [other for other in times if other == "plain" or way in known[other].beside]:
             row[f"{other}_ms"], row[f"{other}_memory"] = statistics.median(times[other]), memory[other]
             row[f"times_{other}"] = statistics.median(a / b for a, b in zip(times[way], times[other], strict=True))
         aims = targets(method, way, shape, rest)
@@ -161,6 +161,8 @@ COLUMNS = {
     "times_torchjd": "x TorchJD",
     "memory": "memory",
     "torchjd_memory": "TorchJD's",
+    "libmtl_ms": "LibMTL ms",
+    "times_libmtl": "x LibMTL",
 }
 
 
@@ -179,8 +181,7 @@ def _table(title: str, labels: list[str], columns: dict[str, str], rows: list[di
     for heading in columns.values():
         table.add_column(heading, justify="right")
     for row in rows:
-        cells = [row["error"]] if "error" in row else [_cell(row, key) for key in columns]
-        table.add_row(*(row[label] for label in labels), *cells)
+        table.add_row(*(row[label] for label in labels), *(_cell(row, key) for key in columns))
     return table
 
 
@@ -208,13 +209,17 @@ def main() -> None:
         "shapes": {},
     }
     # Each table is shown as soon as it is there: the whole takes an hour and more.
-    console = Console(width=None if sys.stdout.isatty() else 130, quiet=arguments.json)
+    console = Console(width=None if sys.stdout.isatty() else 150, quiet=arguments.json)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a peer's solver warns at every call
         for shape in shapes:
             measured = [measure(method, shape, device, rounds, seconds) for method in methods]
             rows = values["shapes"][shape] = list(itertools.chain(*measured))
-            console.print(_table(f"{shape} on {values['device']}", ["method", "way"], COLUMNS, rows))
+            timed = [row for row in rows if "error" not in row]
+            console.print(_table(f"{shape} on {values['device']}", ["method", "way"], COLUMNS, timed))
+            for row in rows:
+                if "error" in row:
+                    console.print(f"{row['method']}, {row['way']}: {row['error']}", markup=False)
         values["solvers"] = solvers(methods)
     sizes = {f"K={count}": f"K={count}" for count in (2, 3, 11, 40)}
     console.print(_table("solver alone, ms", ["method"], sizes, values["solvers"]))

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL_LOOP = ["--steps", "20", "--rounds", "2", "--batch-size", "16", "--rows", "400"]
@@ -48,7 +52,6 @@ def test_reading_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 def test_step_cost_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("torchjd")
     run("step_cost.py", [*SMALL_STEPS, "--methods", *METHODS, "--json"], monkeypatch)
     values = json.loads(capsys.readouterr().out)
     rows = {(row["method"], row["way"]): row for row in values["shapes"]["2,8,4"]}
@@ -73,6 +76,7 @@ def test_step_cost_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         "params",
         "K passes",
     ]
+    assert [key for key, row in rows.items() if "times_libmtl" in row] == [("uw", ""), ("graddrop", "representation")]
     assert [(row["method"], row["K=40"] > 0) for row in values["solvers"]] == [("upgrad", True), ("nash_mtl", True)]
     assert rows["uw", ""]["targets"] == {"times_plain": 1.05}
 
@@ -91,3 +95,33 @@ def test_step_cost_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     run("step_cost.py", [*SMALL_STEPS, "--methods", "ew", "mgda"], monkeypatch)
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("2,8,4 on cpu", "x plain", "representation", "every 10", "solver alone"))
+    assert all(word in printed for word in ("x TorchJD", "x LibMTL"))
+
+
+def test_step_cost_says_what_a_peer_cannot_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("step_cost.py", [*SMALL_STEPS, "--methods", "cagrad"], monkeypatch)
+    printed = capsys.readouterr().out
+    assert "cagrad, libmtl: ValueError: cannot reshape" in printed  # LibMTL's has three tasks written into it
+    assert "params" in printed
+
+
+def test_libmtl_trains_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from contestants import plain, problem
+    from libmtl import libmtl_step
+
+    def trained(make: Callable[[Any], Callable[[], None]]) -> list[Tensor]:
+        made = problem("3,8,4", torch.device("cpu"))
+        step = make(made)
+        for _ in range(3):
+            step()
+        return [p.detach() for p in made.parameters()]
+
+    before = trained(lambda made: lambda: None)
+    expected = trained(plain)
+    torch.testing.assert_close(trained(lambda made: libmtl_step(made, "ew")), expected)
+    for method in ("pcgrad", "graddrop"):
+        found = trained(lambda made, method=method: libmtl_step(made, method))
+        assert all(not torch.equal(one, other) for one, other in zip(before, found, strict=True))
