@@ -62,13 +62,18 @@ def check(
     caller has already taken out of the same mapping; they count when the nearest valid name is looked for.
     """
     try:
-        text = json.dumps(raw, default=str)
+        text = json.dumps(raw, default=_plain)
     except (TypeError, ValueError) as error:
         return None, [Problem(path, f"should hold plain values (numbers, texts, lists, maps); {error}")]
     try:
         return cls.model_validate_json(text, strict=True), []
     except ValidationError as error:
         return None, list(_problems(cls, error, path, also_known))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's and torch's numbers as Python's; whatever else JSON does not know, in words."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else str(value)
 
 
 def parse(cls: type[OptionsT], raw: Mapping[str, Any], what: str) -> OptionsT:

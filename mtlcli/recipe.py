@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mtlcli.models.heads import HeadOptions
 
 
+SEEDS_END = 2**31
+
+
 class DataSection(Options):
     """Keys of `data:` that every dataset shares."""
 
@@ -55,7 +58,7 @@ class TrainSection(Options):
 
     epochs: int = Field(5, ge=1, description="passes over the training rows")
     seed: int = Field(
-        0, ge=0, lt=2**31, description="seed of the weights, the order of rows, dropout and the weightings"
+        0, ge=0, lt=SEEDS_END, description="seed of the weights, the order of rows, dropout and the weightings"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the forward pass; auto is bfloat16 on CUDA and float32 on the CPU"

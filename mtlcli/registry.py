@@ -13,7 +13,7 @@ import importlib.util
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -103,15 +103,29 @@ class WeightingRegistry(Registry[T]):
         """The weighting `name` for `tasks` (their names, or how many), with its options given by keyword.
 
         It works for a model on `device`, and its random draws are seeded with `seed`. Raises MtlError for unknown names
-        and options.
+        and options, and for tasks, seeds and devices that are none.
         """
         import torch
 
+        from mtlcli.tasks import named
+
+        names = named(f"task{k}" for k in range(tasks)) if type(tasks) is int else named(tasks)
+        if names is None:
+            raise MtlError(f"tasks should be a list of different names, or how many there are; found {tasks!r}")
+        if type(seed) is not int or not -(2**63) <= seed < 2**64:
+            raise MtlError(f"seed should be a whole number that torch takes; found {seed!r}")
+        try:
+            place = torch.device(device)
+        except (RuntimeError, TypeError):
+            raise MtlError(f"device should be one of torch's, such as cpu or cuda:0; found {device!r}") from None
+        return self.make(name, names, seed, place, options)
+
+    def make(self, name: str, tasks: tuple[str, ...], seed: int, device: torch.device, options: Mapping[str, Any]) -> T:
+        """Like `build`, with the options as a mapping."""
         from mtlcli.options import parse
 
         cls: Any = self.get(name)
-        names = tuple(f"task{k}" for k in range(tasks)) if isinstance(tasks, int) else tuple(tasks)
-        built: T = cls.on(torch.device(device), parse(cls.Options, options, f"{self.kind} '{name}'"), names, seed)
+        built: T = cls.on(device, parse(cls.Options, options, f"{self.kind} '{name}'"), tasks, seed)
         return built
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 Kind = Literal["binary", "multiclass", "regression", "objective"]
+
+
+def named(given: Any) -> tuple[str, ...] | None:
+    """Different names of tasks, in an order that means something; None where `given` is something else."""
+    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str | Set) else ()
+    fine = found and all(isinstance(name, str) for name in found) and len(set(found)) == len(found)
+    return found if fine else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtlcli.errors import MtlError
+from mtlcli.tasks import named
 
 
 def names(given: Any) -> tuple[str, ...]:
     """Tasks, in an order that means something."""
-    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str | set) else ()
-    if not found or not all(isinstance(name, str) for name in found) or len(set(found)) < len(found):
+    found = named(given)
+    if found is None:
         raise MtlError(f"Balancer: tasks should be a list of different names; found {given!r}")
     return found
 
@@ -53,7 +55,7 @@ def mapping(argument: str, given: Any) -> Mapping[str, Any]:
 
 def number(argument: str, given: Any, least: int) -> None:
     """A number of at least `least`."""
-    if isinstance(given, bool) or not isinstance(given, Real) or not float(given) >= least:
+    if isinstance(given, bool) or not isinstance(given, Real) or not least <= float(given) < math.inf:
         raise MtlError(f"Balancer: {argument} should be a number of at least {least}; found {given!r}")
 
 

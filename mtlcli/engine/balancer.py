@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 
 from mtlcli.engine import arguments
 from mtlcli.engine.closures import Closure, ClosureStep, Given
-from mtlcli.engine.graph import Reached, nested, reached
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.rows import How
 from mtlcli.engine.step import Report, Step
+from mtlcli.engine.watch import Watch
 from mtlcli.errors import MtlError, did_you_mean
-from mtlcli.recipe import DEFAULTS
+from mtlcli.recipe import DEFAULTS, SEEDS_END
 from mtlcli.registry import WeightingRegistry, gradient_weightings, loss_weightings
 from mtlcli.weighting.base import Anchor, Clock, GradientWeighting, LossWeighting, Weighting
 
@@ -27,11 +26,15 @@ UNDERSTOOD = {
     "donated buffer": "this method goes back through the graph several times, which a compiled part does not allow by "
     "default: set torch._functorch.config.donated_buffer = False before its first call",
 }
-PATIENCE = 32  # calls of `backward` without one of `after_step`, in a loop that may add up several batches a step
 
 
 class Balancer:
     """Takes the place of `loss.backward()` where one network learns several tasks.
+
+    Where torch.distributed is initialised, losses and gradients are averaged over the processes: the model needs no
+    DistributedDataParallel around it, which would average once more. Gradients of methods that are free of the losses'
+    scale (`si`, `igb_v1`, `igb_v2`, `stch` and others) do not shrink with a loss divided by the number of batches that
+    are added up; divide `.grad` instead.
 
     Args:
         tasks: names of the K tasks; every (K,) tensor follows their order.
@@ -44,14 +47,15 @@ class Balancer:
         wrt: take task gradients at the shared parameters, at the representation handed to `backward`, or at
             `last_shared` alone.
         every: compute the weights of a Gramian method every n-th step and reuse them in between.
-        lr: the optimiser's learning rate, for methods that simulate steps. May be set anew at any time.
+        lr: the optimiser's learning rate, for methods that simulate steps or go by how it falls. May be set anew at any
+            time.
         seed: of every random draw.
         last_shared: the shared parameters nearest to the heads.
         groups: a partition of `shared`; the gradient weighting then decides for each group by itself.
         smooth: share of the last weights that a Gramian method's new ones are mixed with (CR-MOGM).
         rows: how task gradients are computed (see `Rows`).
-        model: where it has BatchNorm and a method calls closures, its buffers are put back after each call; its
-            parameters' names serve messages.
+        model: where a forward pass moves buffers, such as the statistics of BatchNorm, and a method calls closures,
+            they are put back after each call; its parameters' names serve messages.
         epochs, steps_per_epoch: for methods that plan ahead; steps are counted if left out.
 
     Raises:
@@ -85,8 +89,8 @@ class Balancer:
         arguments.number("lr", lr, 0)
         arguments.number("epochs", epochs, 0)
         arguments.number("steps_per_epoch", steps_per_epoch, 0)
-        if type(seed) is not int:
-            raise MtlError(f"Balancer: seed should be a whole number; found {seed!r}")
+        if type(seed) is not int or not 0 <= seed < SEEDS_END:
+            raise MtlError(f"Balancer: seed should be a whole number from 0 to {SEEDS_END - 1}; found {seed!r}")
         options = arguments.mapping("options", options)
         for slot in options:
             if slot not in ("loss", "gradient"):
@@ -103,7 +107,7 @@ class Balancer:
                 known = ", ".join(self.tasks)
                 raise MtlError(f"Balancer: task_parameters names '{task}', which is not a task{hint}; tasks: {known}")
         given = arguments.parameters("shared", shared)
-        self._frozen = [p for each in (given, *owners.values()) for p in each if not p.requires_grad]
+        frozen = [p for each in (given, *owners.values()) for p in each if not p.requires_grad]
         self._shared = [p for p in given if p.requires_grad]
         self._private = {task: [p for p in own if p.requires_grad] for task, own in owners.items()}
         everything = [*self._shared, *(p for own in self._private.values() for p in own)]
@@ -134,15 +138,13 @@ class Balancer:
             rows=rows,
             ranks=Ranks(),
         )
+        self._watch = Watch(self._shared, self._private, frozen, self.loss_weighting, self.gradient_weighting, model)
         self._model = model
         self._buffered: list[nn.Module] = []  # modules with buffers
         self._count, self._epoch, self._epoch_began = 0, 0, 0
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._view: ClosureStep | None = None
-        self._since = 0  # calls of `backward` since the last of `after_step`
         self._draws: bool | None = None  # whether the closure draws random numbers, once that is known
-        self._looked = False  # whether the graph of the losses has been held against the parameters
-        self._rounded = False  # whether the losses are computed in 16 bits
 
     def backward(
         self,
@@ -188,14 +190,8 @@ class Balancer:
                 f"'{self.gradient_weighting.name}' needs the losses of {wanted} further training batches: pass "
                 f"extra=[f, g], a function for each; found {len(extra)}"
             )
-        if self._asks_for_gradients():
-            for now, found in (
-                ("frozen", not all(p.requires_grad for p in self._known())),
-                ("unfrozen", any(p.requires_grad for p in self._frozen)),
-            ):
-                if found:
-                    raise MtlError(f"Balancer: a parameter was {now} after the Balancer was made; make a new one")
-        if not self._looked and self._model is not None:  # the first forward pass may have made buffers
+        self._watch.check_frozen()
+        if self._watch.first and self._model is not None:  # the first forward pass may have made buffers
             self._buffered = [m for m in self._model.modules() if next(m.buffers(recurse=False), None) is not None]
         clock = Clock(self._count, self._epoch, self._steps_per_epoch, self._epochs)
         self._view = ClosureStep(
@@ -209,6 +205,7 @@ class Balancer:
             extra,
             self._buffered,
             metrics or {},
+            self._step.ranks,
             self._draws,
         )
         cut: Sequence[Tensor] = ()
@@ -218,12 +215,8 @@ class Balancer:
                     'wrt="representation": pass backward(losses, representation=z), the tensor that heads read'
                 )
             cut = arguments.tensors("representation", representation)
-        if not self._looked:
-            self._look(self._view, cut, any(call is not None for call in (closure, held_out, *extra)))
-            self._looked = True
-        elif self._count & (self._count - 1) == 0:  # ever more seldom: for what is unfrozen later, and autocast
-            self._look_again(reached(self._view.roots, cut))
-        self._view.rounded = self._rounded
+        self._watch.look(self._view, cut, any(call is not None for call in (closure, held_out, *extra)))
+        self._view.rounded = self._watch.rounded
         try:
             with self._view.full_precision():
                 report = self._step.backward(self._view, cut)
@@ -234,18 +227,12 @@ class Balancer:
             raise
         self._draws = self._view.draws
         self._count += 1
-        self._since += 1
-        if self._since == PATIENCE and type(self.loss_weighting).after_step is not LossWeighting.after_step:
-            warnings.warn(
-                f"'{self.loss_weighting.name}' learns from what each step did to the losses, and has learned nothing "
-                f"in {PATIENCE} calls of backward: call after_step() after optimizer.step()",
-                stacklevel=2,
-            )
+        self._watch.remind(clock, self._count - self._epoch_began)
         return report
 
     def after_step(self) -> None:
         """Call after `optimizer.step()`; only methods that look back do anything."""
-        self._since = 0
+        self._watch.stepped()
         if self._view is not None:
             self.loss_weighting.after_step(self._view)
             self._draws = self._view.draws
@@ -269,6 +256,8 @@ class Balancer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed loop needs, besides the model and the optimiser."""
         return {
+            "made_for": self._made_for(),
+            "lr": self.lr,
             "loss_weighting": self.loss_weighting.state_dict(),
             "gradient_weighting": self.gradient_weighting.state_dict(),
             "step": self._step.state_dict(),
@@ -277,78 +266,25 @@ class Balancer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Counterpart of `state_dict`. Raises MtlError for the state of other methods or other tasks."""
+        mine = self._made_for()
+        found = state.get("made_for")
+        if found is not None and found != mine:
+            raise MtlError(f"Balancer: not the state of {_shown(mine)}; it is that of {_shown(found)}")
         try:
             self.loss_weighting.load_state_dict(state["loss_weighting"])
             self.gradient_weighting.load_state_dict(state["gradient_weighting"])
             self._step.load_state_dict(state["step"])
             self._count, self._epoch, self._epoch_began, self._steps_per_epoch = state["clock"]
+            self.lr = state["lr"]
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            methods = f"{self.loss_weighting.name}+{self.gradient_weighting.name}"
             what = str(error).splitlines()[-1].strip()
             what = f"it has no {what}" if isinstance(error, KeyError) else what
-            raise MtlError(f"Balancer: not the state of {methods} on {len(self.tasks)} tasks: {what}") from error
+            raise MtlError(f"Balancer: not the state of {_shown(mine)}: {what}") from error
 
-    def _known(self) -> list[nn.Parameter]:
-        return [*self._shared, *(p for own in self._private.values() for p in own)]
-
-    def _look(self, view: ClosureStep, cut: Sequence[Tensor], calls: bool) -> None:
-        """Hold the graph of the first losses against what was said of the model."""
-        found = reached(view.roots, cut)
-        if calls and found.normalised and self._model is None:
-            raise MtlError(
-                "Balancer: the losses pass through batch normalisation, whose statistics every call of a closure would "
-                "move: pass model=, so that they are put back"
-            )
-        loss = self.loss_weighting
-        if not self._shared and loss.takes_gradients:
-            raise MtlError(
-                f"Balancer: '{loss.name}' takes gradients at the shared parameters: pass shared=, those of the trunk"
-            )
-        self._look_again(found)
-        if self.gradient_weighting.reads != "nothing":
-            self._look_at_paths(view, cut, found.parameters)
-
-    def _look_again(self, found: Reached) -> None:
-        """What may change while training goes on: the precision, and which parameters are frozen."""
-        self._rounded = found.rounded
-        known = {id(p) for p in self._known()}
-        missing = [p for p in found.parameters if p.requires_grad and id(p) not in known]
-        if missing and self._asks_for_gradients():
-            raise MtlError(
-                f"Balancer: {len(missing)} trainable parameters of the losses are in neither `shared` nor "
-                f"`task_parameters`, and would not be trained: {self._shown(missing)}; "
-                "those that one task alone reaches, such as its head, belong to task_parameters={'task': "
-                "head.parameters()}"
-            )
-
-    def _look_at_paths(self, view: ClosureStep, cut: Sequence[Tensor], around: Sequence[nn.Parameter]) -> None:
-        """Whether task gradients will hold all that they should, and nothing twice. `around`: reached beside `cut`."""
-        several = view.not_private()
-        if several:
-            raise MtlError(
-                f"Balancer: task_parameters['{several.owner}'] holds parameters that the losses of other tasks reach: "
-                f"{self._shown(several.parameters)}; those that several tasks reach belong to `shared`, and a head to "
-                "its own task"
-            )
-        shared = {id(p) for p in self._shared} - {id(tensor) for tensor in cut}
-        past = [p for p in around if id(p) in shared] if cut else []
-        if past or nested(cut):
-            how = f"past it from {self._shown(past)}" if past else "from one of its tensors through another"
-            raise MtlError(
-                "backward: every path from a shared parameter to a loss should cross the representation once; found "
-                f"one {how}; hand over what the heads read, or use wrt='params'"
-            )
-
-    def _asks_for_gradients(self) -> bool:
-        """Whether anything goes by which parameters were given as whose."""
-        loss = self.loss_weighting
-        return self.gradient_weighting.reads != "nothing" or loss.takes_gradients or loss.heads == "unweighted"
-
-    def _shown(self, parameters: Sequence[nn.Parameter]) -> str:
-        """The first few, by name where the model is known and by shape where not."""
-        names = {} if self._model is None else {id(p): name for name, p in self._model.named_parameters()}
-        shown = ", ".join(names.get(id(p), str(tuple(p.shape))) for p in parameters[:4])
-        return f"{shown}{', ...' if len(parameters) > 4 else ''}"
+    def _made_for(self) -> dict[str, Any]:
+        """What a state has to be of."""
+        names = {"loss": self.loss_weighting.name, "gradient": self.gradient_weighting.name}
+        return {**names, "tasks": list(self.tasks)}
 
     def _slot(
         self, slot: str, wanted: Any, options: Mapping[str, Mapping[str, Any]], seed: int, device: torch.device
@@ -356,7 +292,7 @@ class Balancer:
         kind: type[Weighting] = LossWeighting if slot == "loss" else GradientWeighting
         if isinstance(wanted, str):
             among: WeightingRegistry[Any] = loss_weightings if slot == "loss" else gradient_weightings
-            return among.build(wanted, self.tasks, kind.seed_in(seed), device, **options.get(slot, {}))
+            return among.make(wanted, self.tasks, kind.seed_in(seed), device, options.get(slot, {}))
         if not isinstance(wanted, kind):
             raise MtlError(f"Balancer: {slot} should be a name or a {kind.__name__}; found {type(wanted).__name__}")
         if options.get(slot):
@@ -368,3 +304,7 @@ class Balancer:
                 f"Balancer: {slot} was built for the tasks {', '.join(wanted.tasks)}; found {', '.join(self.tasks)}"
             )
         return wanted.to(wanted.home(device))
+
+
+def _shown(made_for: Mapping[str, Any]) -> str:
+    return f"{made_for['loss']}+{made_for['gradient']} on the tasks {', '.join(made_for['tasks'])}"

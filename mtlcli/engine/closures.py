@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Literal, NamedTuple
+from numbers import Real
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mtlcli.engine.graph import SHORT
+from mtlcli.engine.ranks import Ranks
 from mtlcli.errors import MtlError
-from mtlcli.weighting.base import Clock, Losses, Params
+from mtlcli.weighting.base import Clock, Losses, Params, moved
 
 Given = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 Closure = Callable[[], Given]
@@ -33,6 +35,7 @@ class ClosureStep:
 
     Args:
         buffered: modules whose buffers a forward pass may move.
+        ranks: the processes that train together, each with losses of its own.
         draws: whether the closure draws random numbers, such as dropout masks; None where that is not known yet.
     """
 
@@ -48,9 +51,11 @@ class ClosureStep:
         extra: Sequence[Closure],
         buffered: Sequence[nn.Module],
         metrics: Mapping[str, Callable[[], float]],
+        ranks: Ranks,
         draws: bool | None = None,
     ) -> None:
         self.tasks, self.clock, self.lr = tasks, clock, lr
+        self._given, self._ranks = losses, ranks
         self._closures, self._extra = closures, extra
         self._buffered, self._metrics = buffered, metrics
         self._shared, self._private = shared, private
@@ -70,7 +75,7 @@ class ClosureStep:
     @cached_property
     def params(self) -> Params:
         """All parameters that were given, likewise."""
-        owned = {f"{task}.{i}": p for task, own in self._private.items() for i, p in enumerate(own)}
+        owned = {f"of {task}.{i}": p for task, own in self._private.items() for i, p in enumerate(own)}
         return {**self.shared, **owned}
 
     @cached_property
@@ -96,7 +101,7 @@ class ClosureStep:
     def extra_roots(self, count: int) -> list[Sequence[Tensor]]:
         """K losses of each of `count` further training batches; the model's buffers are put back after them."""
         with self._same_buffers():
-            return [self._taken_apart(closure(), "the losses of an extra batch")[0] for closure in self._extra[:count]]
+            return [self._anew(closure(), f"extra[{i}]")[0] for i, closure in enumerate(self._extra[:count])]
 
     def gradient(self, loss: Tensor, at: Params | None = None) -> Params:
         """Gradient of a scalar loss with respect to `params`, or at `at` for a loss probed there."""
@@ -105,7 +110,9 @@ class ClosureStep:
         with self._at(at):  # a leaf is saved by reference: its backward pass must see the values of the forward pass
             found = torch.autograd.grad(loss, list(wanted.values()), retain_graph=True, allow_unused=True)
         filled = (torch.zeros_like(p) if g is None else g for p, g in zip(wanted.values(), found, strict=True))
-        return {name: g.to_dense() if g.is_sparse else g for name, g in zip(wanted, filled, strict=True)}
+        dense = [g.to_dense() if g.is_sparse else g for g in filled]
+        self._ranks.mean_(dense)
+        return dict(zip(wanted, dense, strict=True))
 
     def not_private(self) -> NotPrivate | None:
         """The first task with parameters of its own that the loss of another task depends on. The graph stays usable.
@@ -123,21 +130,20 @@ class ClosureStep:
         return None
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
-        """`value`: a person's own loop has one process."""
+        """The mean of a tensor that every rank has its own of."""
+        value = value.detach().clone()
+        self._ranks.mean_([value])
         return value
 
     def move(self, direction: Params, by: float) -> Params:
         """`params + by * direction`, as new leaves."""
-        return {
-            name: (p.detach() + by * direction[name]).requires_grad_() if name in direction else p
-            for name, p in self.params.items()
-        }
+        return moved(self.params, direction, by)
 
     def probe(self, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> Losses:
         """Call the closure with the parameters at `at`; values, buffers and random state are put back after it."""
         closure = self._closures[batch]
+        argument = "closure" if batch == "train" else "held_out"
         if closure is None:
-            argument = "closure" if batch == "train" else "held_out"
             which = "this batch" if batch == "train" else "a held-out batch"
             raise MtlError(
                 f"this method measures the losses of {which} again: pass backward(losses, {argument}=f), where f() "
@@ -145,9 +151,12 @@ class ClosureStep:
             )
         with self._probing(at):
             given = closure()
+        roots, samples = self._anew(given, argument, torch.is_grad_enabled())
         if batch == "train":
             self.draws = self.draws or self._drew
-        return _losses(*self._taken_apart(given, "the closure's losses", torch.is_grad_enabled()))
+            if self.samples is not None:
+                self._check_rows(samples)
+        return _losses(roots, samples)
 
     def unmoved(self) -> Losses:
         """What was given; or, in the precision and with the masks of all probes, what the closure gives, where
@@ -165,8 +174,15 @@ class ClosureStep:
                 "computes it at the parameters' current values, higher is better"
             )
         with torch.no_grad(), self._probing(at):
-            found = self._metrics[task]()
-        return None if found is None else float(found)
+            found: Any = self._metrics[task]()
+        if found is None:
+            return None
+        if not isinstance(found, Real) and not (isinstance(found, Tensor) and found.numel() == 1):
+            raise MtlError(
+                f"backward: metrics['{task}'] should give a number, higher is better, or None where it is undefined; "
+                f"found {type(found).__name__}"
+            )
+        return float(found)
 
     @contextmanager
     def _probing(self, at: Params | None) -> Iterator[None]:
@@ -194,15 +210,42 @@ class ClosureStep:
 
     @contextmanager
     def _same_buffers(self) -> Iterator[None]:
-        # Exchanged, not copied back: writing into a buffer would spoil the graphs that have saved it.
-        buffers = [(buffer, buffer.data) for module in self._buffered for buffer in module.buffers(recurse=False)]
+        # Exchanged, not copied back: writing into a buffer would spoil the graphs that have saved it. A forward pass
+        # may also put another tensor in its place.
+        places = [(module._buffers, dict(module._buffers)) for module in self._buffered]
+        buffers = [(buffer, buffer.data) for _, held in places for buffer in held.values() if buffer is not None]
         for buffer, data in buffers:
             buffer.data = data.clone()
         try:
             yield
         finally:
+            for place, held in places:
+                place.update(held)
             for buffer, data in buffers:
                 buffer.data = data
+
+    def _anew(
+        self, given: Given, argument: str, differentiable: bool = True
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor] | None]:
+        """What a function that was passed as `argument` gave, taken apart."""
+        known = {id(part) for part in (self._given, *_parts(self._given))}
+        if any(id(part) in known for part in (given, *_parts(given))):
+            raise MtlError(
+                f"backward: {argument} should compute its losses anew, at the values that the parameters have when it "
+                "is called; it gave those that backward was called with"
+            )
+        return self._taken_apart(given, f"what {argument} gives", differentiable)
+
+    def _check_rows(self, samples: Sequence[Tensor] | None) -> None:
+        """Hold the samples of a closure against those given, which they are compared with one by one."""
+        assert self._samples is not None
+        wanted = [len(row) for row in self._samples]
+        found = None if samples is None else [len(row) for row in samples]
+        if found != wanted:
+            raise MtlError(
+                f"backward: closure should give the per-sample losses of this batch, {wanted} of "
+                f"{', '.join(self.tasks)}, as losses did; found {'one loss a task' if found is None else found}"
+            )
 
     def _taken_apart(
         self, given: Given, what: str, differentiable: bool = True
@@ -221,7 +264,7 @@ class ClosureStep:
         elif isinstance(given, Tensor):
             parts = given.unbind() if given.ndim else []
         else:
-            parts = list(given) if isinstance(given, Iterable) else []
+            parts = list(given) if isinstance(given, Iterable) and not isinstance(given, Set) else []
         if len(parts) != len(self.tasks) or any(not isinstance(part, Tensor) or part.ndim > 1 for part in parts):
             found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
             kinds = {str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts}
@@ -234,11 +277,11 @@ class ClosureStep:
             for task, part in zip(self.tasks, parts, strict=True):
                 if not part.requires_grad:
                     raise MtlError(
-                        f"backward: the loss of '{task}' has no gradient; compute it without no_grad or detach; "
-                        + UNLABELLED
+                        f"backward: {what}: the loss of '{task}' has no gradient; compute it without no_grad or "
+                        f"detach; {UNLABELLED}"
                     )
         parts = [part.float() if part.dtype in SHORT else part for part in parts]
-        roots = [part.mean() if part.ndim else part for part in parts]
+        roots = self._ranks.shared([part.mean() if part.ndim else part for part in parts])
         return roots, parts if all(part.ndim for part in parts) else None
 
     @contextmanager
@@ -266,6 +309,12 @@ class ClosureStep:
         torch.set_rng_state(states[0])
         for state in states[1:]:
             torch.cuda.set_rng_state(state, self._device)
+
+
+def _parts(given: Given) -> Iterable[Tensor]:
+    if isinstance(given, Mapping):
+        return given.values()
+    return given if isinstance(given, Sequence) else ()
 
 
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:

@@ -15,7 +15,7 @@ class Reached(NamedTuple):
     """What the graph of some losses leads to."""
 
     parameters: tuple[nn.Parameter, ...]
-    normalised: bool  # whether it passes through batch normalisation
+    normalised: bool  # whether it passes through batch normalisation in training, which moves its statistics
     rounded: bool  # whether anything in it was computed in 16 bits, as under autocast
 
 
@@ -29,7 +29,7 @@ def reached(roots: Sequence[Tensor], cut: Sequence[Tensor] = ()) -> Reached:
         if node is None or node in seen or (node, number) in ends:
             continue
         seen.add(node)
-        normalised |= "BatchNorm" in node.name()
+        normalised |= "BatchNorm" in node.name() and getattr(node, "_saved_training", True)
         rounded |= any(output.dtype in SHORT for output in node._input_metadata)
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, nn.Parameter):

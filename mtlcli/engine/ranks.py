@@ -52,6 +52,15 @@ class Ranks:
         for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def shared(self, losses: Sequence[Tensor]) -> list[Tensor]:
+        """Losses () with the values that they have over all ranks, and each rank's own gradients, whose mean is that of
+        the whole batch."""
+        if self.world == 1:
+            return list(losses)
+        values = torch.stack([loss.detach() for loss in losses])
+        self.mean_([values])
+        return [loss + (value - loss.detach()) for loss, value in zip(losses, values, strict=True)]
+
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank."""
         if self.world == 1:

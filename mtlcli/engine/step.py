@@ -15,7 +15,7 @@ from mtlcli.engine.factors import find_factors
 from mtlcli.engine.ranks import Ranks
 from mtlcli.engine.rows import How, Rows, direction, inner_products
 from mtlcli.engine.settings import check_fit, check_ranges
-from mtlcli.engine.weighted import Weighted
+from mtlcli.engine.weighted import Weighted, check_returned
 from mtlcli.errors import MtlError
 from mtlcli.weighting.base import Anchor, GradientWeighting, LossWeighting, StepView
 
@@ -112,7 +112,7 @@ class Step:
         losses = view.losses
         scaled = self.loss_weighting(view)
         if self._calls == 0:
-            self._check(scaled, losses)
+            check_returned(self.loss_weighting, scaled, losses)
         raw_heads = self.loss_weighting.heads == "unweighted"
         if self.gradient_weighting.reads == "nothing" and not raw_heads and view.samples is None:
             self._calls += 1
@@ -187,23 +187,6 @@ class Step:
         for duplicate in copies:
             duplicate.events = method.events  # counted together
         self._methods = [method, *copies]
-
-    def _check(self, scaled: Tensor, losses: Tensor) -> None:
-        """Hold a loss weighting to its contract once, on the first step."""
-        name = self.loss_weighting.name
-        if scaled.shape != losses.shape or not scaled.requires_grad:
-            raise MtlError(
-                f"loss weighting '{name}': forward should return {tuple(losses.shape)} differentiable losses; "
-                f"found shape {tuple(scaled.shape)}{'' if scaled.requires_grad else ' without a gradient'}"
-            )
-        for j in range(len(losses)):
-            (row,) = torch.autograd.grad(scaled[j], [losses], retain_graph=True, allow_unused=True)
-            others = None if row is None else row.detach().clone().index_fill_(0, torch.tensor(j, device=row.device), 0)
-            if others is not None and others.nan_to_num(0, 0, 0).any():  # a broken loss breaks the zeros, too
-                raise MtlError(
-                    f"loss weighting '{name}': entry {j} of what forward returns should depend on losses[{j}] alone; "
-                    f"it also depends on losses[{int(others.abs().argmax())}]: detach the weights"
-                )
 
     def _pull(self, scaled: Tensor, view: Roots) -> tuple[Weighted, Tensor, Tensor]:
         """Where the backward passes start, with d(sum of scaled) / d(start); its sum per task (K,); the losses (K,)

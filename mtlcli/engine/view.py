@@ -18,7 +18,7 @@ from mtlcli.errors import MtlError
 from mtlcli.metrics import score
 from mtlcli.models.base import MTLModel, Predicted, run
 from mtlcli.tasks import Task
-from mtlcli.weighting.base import Clock, Losses, Params
+from mtlcli.weighting.base import Clock, Losses, Params, moved
 
 
 class _Inside(nn.Module):
@@ -138,10 +138,7 @@ class ModelStep:
 
     def move(self, direction: Params, by: float) -> Params:
         """`params + by * direction`, as new leaves."""
-        return {
-            name: (p.detach() + by * direction[name]).requires_grad_() if name in direction else p
-            for name, p in self.params.items()
-        }
+        return moved(self.params, direction, by)
 
     def probe(self, at: Params | None = None, batch: Literal["train", "held_out"] = "train") -> Losses:
         """Losses at `at`, with the dropout masks of this step and without a trace in buffers or random state."""
@@ -188,15 +185,13 @@ class ModelStep:
         if self._ranks.world == 1:
             return [term.mean() for term in terms], totals
         # Mean over ranks of `world * total / global count` is the loss of the global batch, however unevenly the
-        # labels lie; only its value is shared, each rank keeps its own gradient, and their mean is the global one.
+        # labels lie.
         world = self._ranks.world
         labelled = [t.total.new_tensor(float(len(t.total))) if t.count is None else t.count.sum() for t in terms]
         counts = torch.stack(labelled) * world
         self._ranks.mean_([counts])
         local = [world * t.total.sum() / n.clamp(min=1) for t, n in zip(terms, counts, strict=True)]
-        values = torch.stack([loss.detach() for loss in local])
-        self._ranks.mean_([values])
-        return [loss + (value - loss.detach()) for loss, value in zip(local, values, strict=True)], totals
+        return self._ranks.shared(local), totals
 
     def _get_random_state(self) -> Tensor:
         return torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else torch.get_rng_state()

@@ -16,12 +16,11 @@ from mtlcli.comparison.report import SINGLE_TASK
 from mtlcli.engine.prepare import load_data
 from mtlcli.errors import MtlError, did_you_mean
 from mtlcli.options import Options
-from mtlcli.recipe import DEFAULTS, GradientSection, Recipe, differences, from_values, method_name
+from mtlcli.recipe import DEFAULTS, SEEDS_END, GradientSection, Recipe, differences, from_values, method_name
 from mtlcli.runs import disk_errors, read_json, replace_file, to_json
 from mtlcli.search import Search
 
 PLAN_FILE = "compare.json"
-SEEDS_END = 2**31  # as in the recipe's train.seed
 
 
 @dataclass(frozen=True)

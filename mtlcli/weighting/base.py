@@ -25,6 +25,14 @@ Reads = Literal["nothing", "gramian", "jacobian", "columns"]
 Trait = Literal["sample_weights", "negative_weights"]
 
 
+def moved(params: Params, direction: Params, by: float) -> Params:
+    """`params + by * direction`, as new leaves. Parameters that `direction` does not name stay where they are."""
+    return {
+        name: (p.detach() + by * direction[name]).requires_grad_() if name in direction else p
+        for name, p in params.items()
+    }
+
+
 class Clock(NamedTuple):
     """Where in the training a step stands. Epochs and steps count from 0."""
 
@@ -134,7 +142,7 @@ class Weighting(nn.Module, ABC):
         rng: source of every random draw, on the device of what `forward` reads and seeded alike on all ranks.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # that of the class, until it is registered under another
     stream: ClassVar[Literal[1, 2]]  # of random numbers, by slot
 
     Options: ClassVar[type[AnyOptions]] = AnyOptions
@@ -146,6 +154,10 @@ class Weighting(nn.Module, ABC):
         Default: what the options declare on their fields. Options that depend on the names of the tasks say so here.
         """
         return declared(cls.Options)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.name = cls.__name__
 
     def __init__(self, options: AnyOptions, tasks: tuple[str, ...], rng: torch.Generator) -> None:
         super().__init__()

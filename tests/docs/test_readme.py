@@ -197,7 +197,6 @@ def test_code_is_a_file_of_the_examples(block: str) -> None:
     assert block in [path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")]
 
 
-@pytest.mark.skipif(not hasattr(mtlcli, "Balancer"), reason="mtlcli.Balancer is not there yet")
 def test_the_own_loop_runs(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "examples" / "own_loop.py"))
     epochs = capsys.readouterr().out.splitlines()

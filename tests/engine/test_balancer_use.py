@@ -32,7 +32,11 @@ def heads_of(model: Net) -> dict[str, list[nn.Parameter]]:
         ({"lr": -1}, "lr should be a number of at least 0; found -1"),
         ({"lr": "0.1"}, "lr should be a number"),
         ({"epochs": -2}, "epochs should be a number of at least 0"),
-        ({"seed": "one"}, "seed should be a whole number; found 'one'"),
+        ({"seed": "one"}, "seed should be a whole number from 0 to 2147483647; found 'one'"),
+        ({"seed": 2**64}, "seed should be a whole number from 0 to 2147483647"),
+        ({"lr": float("inf")}, "lr should be a number of at least 0; found inf"),
+        ({"options": {"loss": {"seed": 1}}}, "loss weighting 'ew': option seed: unknown"),
+        ({"options": {"loss": {3: 1}}}, "loss weighting 'ew': option 3: unknown"),
         ({"options": "gradient"}, "options should be a dict; found str"),
         ({"options": {"gradient": "nash_mtl"}}, r"options\['gradient'\] should be a dict; found str"),
         ({"task_parameters": [1]}, "task_parameters should be a dict; found list"),
@@ -120,15 +124,40 @@ def test_closures_over_batch_normalisation_need_the_model() -> None:
     balancer_for(model, loss="uw").backward(task_losses(model)[1])
 
 
-def test_the_state_of_another_method_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("made", "other"),
+    [
+        ({"loss": "dwa"}, "dwa+sum on the tasks seg, depth, normal"),
+        ({"gradient": "mgda"}, "uw+mgda on the tasks seg, depth, normal"),
+        ({"tasks": ("depth", "seg", "normal")}, "uw+sum on the tasks depth, seg, normal"),
+        ({"tasks": ("a", "b", "c")}, "uw+sum on the tasks a, b, c"),
+    ],
+)
+def test_the_state_of_other_methods_and_tasks_is_refused(made: dict[str, Any], other: str) -> None:
     model = net()
     state = balancer_for(model, loss="uw").state_dict()
-    with pytest.raises(MtlError, match=r"not the state of dwa\+sum on 3 tasks: it has no 'history'"):
-        balancer_for(model, loss="dwa").load_state_dict(state)
-    with pytest.raises(MtlError, match=r"not the state of uw\+sum on 2 tasks: "):
-        Balancer(("a", "b"), loss="uw").load_state_dict(state)
-    with pytest.raises(MtlError, match=r"not the state of cov\+sum on 2 tasks: it is of 3 tasks"):
-        Balancer(("a", "b"), loss="cov").load_state_dict(balancer_for(model, loss="cov").state_dict())
+    settings = {"tasks": TASKS, "loss": "uw", "shared": model.encoder.parameters(), **made}
+    balancer = Balancer(**settings)
+    before = [p.detach().clone() for p in balancer.parameters()]
+    with pytest.raises(MtlError) as caught:
+        balancer.load_state_dict(state)
+    mine = "uw+sum on the tasks seg, depth, normal"
+    assert str(caught.value) == f"Balancer: not the state of {other}; it is that of {mine}"
+    assert all(map(torch.equal, balancer.parameters(), before))
+
+
+def test_a_state_that_is_none_is_refused() -> None:
+    with pytest.raises(MtlError, match=r"not the state of uw.*: it has no 'loss_weighting'"):
+        balancer_for(net(), loss="uw").load_state_dict({})
+
+
+def test_options_are_those_of_the_balancer_that_takes_the_state() -> None:
+    made, taking = (balancer_for(net(), loss="igb_v1", options={"loss": {"base_epoch": e}}) for e in (1, 3))
+    taking.load_state_dict(made.state_dict())
+    assert taking.loss_weighting.base.epoch == 3
+    made, taking = (balancer_for(net(), loss="famo", options={"loss": {"lr": rate}}) for rate in (0.1, 0.5))
+    taking.load_state_dict(made.state_dict())
+    assert taking.loss_weighting.adam.lr == 0.5
 
 
 def test_events_of_all_groups_survive_a_resume() -> None:
@@ -262,7 +291,7 @@ def test_weightings_of_ones_own_are_built_for_the_same_tasks() -> None:
     ("options", "given", "says"),
     [
         ({"loss": "famo"}, {"closure": torch.ones(3)}, "closure should be a function without arguments.* found Tensor"),
-        ({"loss": "famo"}, {"closure": lambda: None}, "the closure's losses should be a dict by task.* found NoneType"),
+        ({"loss": "famo"}, {"closure": lambda: None}, "what closure gives should be a dict by task.* found NoneType"),
         ({"loss": "moml"}, {"held_out": torch.ones(3)}, "held_out should be a function .* found Tensor"),
         ({"gradient": "modo"}, {"extra": 2}, "extra should be a list of functions; found int"),
         ({"gradient": "modo"}, {"extra": [torch.ones(3)] * 2}, r"extra\[0\] should be a function .* found Tensor"),

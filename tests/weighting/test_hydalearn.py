@@ -59,6 +59,15 @@ def test_gains_are_measured_on_held_out_rows() -> None:
         torch.testing.assert_close(found, products / products.sum(), rtol=1e-5, atol=1e-6)
 
 
+def test_a_negative_gain_that_is_kept_is_anchored_and_capped_as_well() -> None:
+    options = {"mode": "linearised", "normalise": "anchored", "negative": "keep"}
+    step = QuadraticStep(Quadratics(TARGETS))  # products with the main task's gradient: 1, 0.8, -1
+    for max_ratio, others in ((10.0, [0.8, -1.0]), (0.5, [0.5, -0.5])):
+        method = build(max_ratio=max_ratio, **options)
+        assert weights(method, step).tolist() == pytest.approx([1.0, *others])
+        assert method.events["a negative weight was used"] == 1
+
+
 @pytest.mark.parametrize("mode", ["simulated", "linearised"])
 def test_a_duplicate_of_the_main_task_gets_its_weight(mode: str) -> None:
     found = weights(build(mode=mode), QuadraticStep(Quadratics(TARGETS[[0, 0, 2]])))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, softplus
 from weighting_toys import STEPS_PER_EPOCH, ScriptedStep, Toy, train
 
-from mtlcli import loss_weightings
+from mtlcli import MtlError, loss_weightings
 from mtlcli.weighting.base import Clock
 from mtlcli.weighting.losses._agent import Agent, Nets, Replay, draw
 
@@ -303,6 +303,23 @@ def test_non_finite_losses_change_nothing() -> None:
     feed(method, [[1.0, 1.0]], 8)
     assert method.replay.pushed == pushed + 1
     assert sum(method.events.values()) == 1
+
+
+def test_equal_weights_where_those_of_the_agent_are_not_finite() -> None:
+    method = loss_weightings.build("igb_v2", tasks=2, **FAST)
+    feed(method, stream(9, 2))
+    with torch.no_grad():
+        method.agent.actor.bias2.fill_(math.nan)
+    (output,) = feed(method, [[0.5, 2.0]], 9)
+    torch.testing.assert_close(output, torch.tensor([0.5, 2.0]).log())
+    assert method.weights.tolist() == [1, 1]
+    assert method.events == {"the agent's weights were not finite: equal weights were used": 1}
+
+
+def test_rounds_in_which_nothing_could_be_learned_are_refused() -> None:
+    """floor(update_every c / 2) is 0 for a single step until the buffer is full."""
+    with pytest.raises(MtlError, match=r"update_every.*>= 2"):
+        loss_weightings.build("igb_v2", tasks=2, update_every=1)
 
 
 def test_one_task_needs_no_agent() -> None:

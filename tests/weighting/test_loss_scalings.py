@@ -108,6 +108,14 @@ def test_stch_trains_the_worst_task_when_mu_is_small() -> None:
     torch.testing.assert_close(slopes(warmed_up(1e-3)(step), step), torch.tensor([0.0, 0.0, 3 / 40]))
 
 
+def test_stch_leaves_non_finite_steps_out_of_the_base() -> None:
+    method = loss_weightings.build("stch", tasks=3, warmup_epochs=1)
+    for row in ([1.0, 4.0, 10.0], [math.nan, 50.0, 50.0], [50.0, 50.0, math.inf], [1.0, 8.0, 30.0]):
+        method(ScriptedStep(torch.tensor(row), 1))
+    expected, step = ScriptedStep(LOSSES, 2), ScriptedStep(LOSSES, 2)
+    torch.testing.assert_close(slopes(method(step), step), slopes(warmed_up(1.0)(expected), expected))
+
+
 @pytest.mark.parametrize("decay", [None, 0.9])
 def test_cov_against_its_published_loop(decay: float | None) -> None:
     """A second transcription of the published update, in float64."""

@@ -119,7 +119,8 @@ def test_rlw_sums_to_the_number_of_tasks(distribution: str) -> None:
 def test_igb_v1_by_hand() -> None:
     method = loss_weightings.build("igb_v1", tasks=2)
     feed(method, [(100.0, 1.0)], 0)
-    torch.testing.assert_close(feed(method, [(2.0, 4.0), (4.0, 8.0)], 1), torch.tensor([4.0, 8.0]).log())
+    for row in ((4.0, 4.0), (2.0, 8.0)):  # not in proportion to their mean so far, which has no say yet
+        torch.testing.assert_close(feed(method, [row], 1), torch.tensor(row).log())
     # D = [3, 6]; L / D = [1, 0.5]; 2 softmax = [2 / (1 + e^-0.5), 2 / (1 + e^0.5)]
     step = ScriptedStep(torch.tensor([3.0, 3.0]), 2)
     output = method(step)
@@ -155,6 +156,19 @@ def test_igb_v1_does_not_see_units() -> None:
         feed(method, [(1.0 * unit, 3.0)], 2)
         outcomes.append(method.weights)
     torch.testing.assert_close(*outcomes)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("igb_v1", {"base_epoch": 0}), ("stch", {"warmup_epochs": 0, "mu": 0.01})]
+)
+def test_a_spike_takes_all_the_weight_and_no_more(name: str, options: dict[str, float]) -> None:
+    """The exponential of a loss that is 1e30 times its base has no number."""
+    method = loss_weightings.build(name, tasks=3, **options)
+    feed(method, [(3.0, 6.0, 1.0)], 0)
+    step = ScriptedStep(torch.tensor([3.0, 6e30, 1.0]), 1)
+    output = method(step)
+    assert output.isfinite().all()
+    torch.testing.assert_close(slopes(output, step) * step.losses.detach(), torch.tensor([0.0, 3.0, 0.0]))
 
 
 @pytest.mark.parametrize("lowest", [0.0, 0.1])

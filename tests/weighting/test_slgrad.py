@@ -177,17 +177,19 @@ def test_the_main_task_goes_by_name() -> None:
 @pytest.mark.parametrize("heads", ["weighted", "unweighted"])
 def test_in_a_balancer(heads: str) -> None:
     torch.manual_seed(0)
-    shared, head = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
-    x, y = torch.randn(10, 3, dtype=torch.float64), torch.randn(10, 2, dtype=torch.float64)
+    shared = nn.Linear(3, 4).double()
+    own = {task: nn.Linear(4, 1).double() for task in ("a", "b")}
+    x, y = torch.randn(10, 3, dtype=torch.float64), torch.randn(2, 10, dtype=torch.float64)
 
     def losses(rows: slice) -> Tensor:
-        return (head(shared(x[rows])) - y[rows]).square().T
+        z = shared(x[rows])
+        return (torch.stack([head(z)[:, 0] for head in own.values()]) - y[:, rows]).square()
 
     balancer = Balancer(
         ("a", "b"),
         loss="slgrad",
         shared=list(shared.parameters()),
-        task_parameters={"b": list(head.parameters())},
+        task_parameters={task: list(head.parameters()) for task, head in own.items()},
         options={"loss": {"heads": heads}},
     )
     balancer.loss_weighting.double()
@@ -196,6 +198,12 @@ def test_in_a_balancer(heads: str) -> None:
         balancer.backward(losses(train), closure=lambda: losses(train))
     report = balancer.backward(losses(train), closure=lambda: losses(train), held_out=lambda: losses(held_out))
     assert report.weights.sum().item() == pytest.approx(1)
+
+    raw = losses(train).mean(1)
+    for k, head in enumerate(own.values()):
+        (expected,) = torch.autograd.grad(raw[k], head.weight, retain_graph=True)
+        assert head.weight.grad is not None
+        assert torch.allclose(head.weight.grad, expected) == (heads == "unweighted")
 
     with pytest.raises(MtlError, match=r"per-sample losses"):
         balancer.backward(losses(train).mean(1), closure=lambda: losses(train), held_out=lambda: losses(held_out))

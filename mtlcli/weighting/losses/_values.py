@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,14 +20,17 @@ SMALLEST = 1e-12
 
 
 class Kept:
-    """Numbers that a method keeps from step to step, and `keep`s with its state: the attributes of a subclass."""
+    """Numbers that a method keeps from step to step, and `keep`s with its state: the attributes of a subclass, but for
+    those that come from its options."""
+
+    from_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, num_tasks: int) -> None:
         self.num_tasks = num_tasks
 
     def state_dict(self) -> dict[str, Any]:
         """All of them."""
-        return copy.deepcopy(vars(self))
+        return {name: copy.deepcopy(value) for name, value in vars(self).items() if name not in self.from_options}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Counterpart of `state_dict`. Raises ValueError where it is of another number of tasks."""
@@ -41,6 +44,8 @@ class Base(Kept):
 
     A task that has none in that epoch takes the loss of its first step with labels after it.
     """
+
+    from_options = frozenset({"epoch"})
 
     def __init__(self, num_tasks: int, epoch: int) -> None:
         super().__init__(num_tasks)

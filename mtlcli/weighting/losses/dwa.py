@@ -24,7 +24,7 @@ class DWA(LossWeighting):
         epochs, or of the last two windows of `length` steps, which move with every step and include this one; w = 1
         until there are two.
     Reads: the losses and the epoch.
-    Cost: 3 K numbers of state; with windows, 2 K for each of their steps.
+    Cost: 4 K numbers of state; with windows, 2 K more for each of their `length` steps.
     Source: Liu, Johns & Davison, End-to-End Multi-Task Learning with Attention, CVPR 2019, arXiv 1803.10704; code
         lorenmt/mtan.
     Deviations: epochs, as in the paper and in mtan, unless `window: iterations` asks for the windows of 25 steps of

@@ -103,6 +103,8 @@ class FAMO(LossWeighting):
 class Adam(Kept):
     """Adam on K numbers, with weight decay as a part of the gradient, like torch.optim.Adam."""
 
+    from_options = frozenset({"lr", "weight_decay"})
+
     def __init__(self, num_tasks: int, lr: float, weight_decay: float) -> None:
         super().__init__(num_tasks)
         self.lr, self.weight_decay, self.steps = lr, weight_decay, 0

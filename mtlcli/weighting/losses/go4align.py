@@ -23,7 +23,7 @@ class GO4Align(LossWeighting):
     Formula: w_k = mean of v over the group of task k, v_k = q_k sum_j L_j / L_k; q_k is proportional to
         exp(-step_size * the sum of L_k over all steps). Groups: K-means on the numbers v.
     Reads: the losses, which should be positive.
-    Cost: K numbers of state; one transfer of K numbers to the CPU a step.
+    Cost: 2 K numbers of state; one transfer of K numbers to the CPU a step.
     Source: Shen et al., GO4Align: Group Optimization for Multi-Task Alignment, NeurIPS 2024, arXiv 2404.06486; code
         autumn9999/GO4Align, `GO4ALIGN`, whose step size is followed.
     Deviations: K-means is solved exactly, for on a line groups are neighbours; the code starts it at random. The number

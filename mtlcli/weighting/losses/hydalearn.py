@@ -26,7 +26,8 @@ class HydaLearn(LossWeighting):
         w_i = d_i / d_m within [0, max_ratio] (anchored).
     Reads: the losses, their gradients over the shared parameters, and for simulated steps the main task's loss or
         metric at K + 1 points; with `batch: held_out` on held-out rows.
-    Cost: K backward passes over the shared part and, simulated, K + 1 forward passes a step.
+    Cost: K backward passes over the shared part and K gradients of it in memory; simulated, K + 1 forward passes a
+        step; linearised with `batch: held_out`, one more forward and backward pass.
     Source: Verboven et al., HydaLearn: Highly Dynamic Task Weighting for Multitask Learning with Auxiliary Tasks,
         Applied Intelligence 2023, arXiv 2008.11643: the ratio rule, fake steps along single tasks, the main task's loss
         or metric as the gain, new weights for every batch. No code of the method is public.

@@ -22,7 +22,7 @@ class IGBv1(LossWeighting):
     Formula: sum_k w_k log L_k, w = K softmax(L / D), D_k = mean training loss of task k over the epoch `base_epoch`,
         set once; w = 1 until that epoch is over.
     Reads: the losses, which should be positive, and the epoch.
-    Cost: 2 K numbers of state.
+    Cost: 3 K numbers of state.
     Source: Dai, Fei & Lu, Improvable Gap Balancing for Multi-Task Learning, UAI 2023, arXiv 2307.15429; code
         YanqiDai/IGB4MTL, `ImprovableGapBalancing_v1`, which is followed.
     Deviations: a loss below 1e-12, as without a label in the batch, stays out of D and of the softmax, and K is the

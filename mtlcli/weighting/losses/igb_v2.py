@@ -47,7 +47,7 @@ class IGBv2(LossWeighting):
         base_epoch: int = Field(1, ge=0, description="The epoch whose mean losses are the base, counted from 0.")
         start_epoch: int = Field(5, ge=0, description="First epoch whose weights the agent chooses.")
         update_after: int = Field(3, ge=0, description="First epoch in which the agent learns.")
-        update_every: int = Field(50, ge=1, description="Steps from one round of the agent's updates to the next.")
+        update_every: int = Field(50, ge=2, description="Steps from one round of the agent's updates to the next.")
         batch_size: int = Field(256, ge=2, description="Transitions in an update once the buffer is full.")
         buffer_size: int = Field(10_000, ge=1, description="How many transitions are remembered.")
         lr: float = Field(

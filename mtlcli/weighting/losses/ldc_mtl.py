@@ -30,7 +30,7 @@ class LDCMTL(LossWeighting):
         w = sigmoid(learnable numbers), or of a small net of the logs of the relative losses (network).
     Reads: the losses; the learnable numbers are parameters and join the run's optimiser. A task whose weighted
         loss is below its neighbours' has a negative factor where the price outweighs its share, as with many tasks.
-    Cost: K parameters, or a net of 64 x 64 hidden units; 2 K numbers of state.
+    Cost: K parameters, or a net of 64 x 64 hidden units; besides, K numbers of state.
     Source: Xiao, Dong, Zou & Ji, LDC-MTL: Balancing Multi-Task Learning through Scalable Loss Discrepancy Control,
         arXiv 2502.08585; code OptMN-Lab/LDC-MTL: one optimiser for model and weights, a bilevel problem in the paper.
         CelebA there: sigmoid of numbers that start at 1, none, 0.01. NYUv2: ratio, 0.05. QM9: log, 0.05.

@@ -24,7 +24,7 @@ class STCH(LossWeighting):
         `warmup_epochs`, counted from 0; sum_k log L_k until that epoch is over. Entry k is K softmax(z / mu)_k z_k with
         detached weights, which has the same gradient.
     Reads: the losses, which should be positive, and the epoch.
-    Cost: K numbers of state.
+    Cost: 2 K numbers of state.
     Source: Lin et al., Smooth Tchebycheff Scalarization for Multi-Objective Optimization, ICML 2024, arXiv 2402.19078;
         code Xi-L/STCH (STCH_MTL), as median-research-group/LibMTL has it. There the ideal point is 0 and the
         preferences are equal.

@@ -24,9 +24,9 @@ class UW(LossWeighting):
         Semantics, CVPR 2018, arXiv 1705.07115; code yaringal/multi-task-learning-example. Heads train on the weighted
         losses.
     Deviations: one form for all losses, as AvivNavon/nash-mtl and median-research-group/LibMTL have it; the paper
-        derives L / sigma^2 without the 2 for classification. Both start s apart: 0 in the former, as here, and -0.5 in
-        the latter. Where a loss is exactly 0, as without a label in the batch, s has no gradient: labels that were not
-        seen have no likelihood.
+        derives L / sigma^2 without the 2 for classification. They differ in where s starts: at 0 in the former, as
+        here, and at -0.5 in the latter. Where a loss is exactly 0, as without a label in the batch, s has no gradient:
+        labels that were not seen have no likelihood.
     """
 
     class Options(AnyOptions):
