@@ -26,12 +26,12 @@ class CAGrad(GradientWeighting):
     Source: Liu et al., Conflict-Averse Gradient Descent for Multi-task Learning, NeurIPS 2021, arXiv 2110.14048; code
         Cranial-XIX/CAGrad. Heads receive the gradient of the summed losses, as in that code.
     Deviations: solved exactly in float64, where the code uses SLSQP from the uniform point and adds 1e-8 to both norms,
-        which decides the answer for gradients that small. c, r and the factor K, which makes the direction comparable
-        to a sum of gradients, follow the code; SimplexLab/TorchJD leaves out r and K. Where g_w is zero or below 1e-4
-        of its terms (gradients cancel, or one is zero) no task's gain can be the aim: of the updates in the ball that
-        conflict with no task, the nearest to the mean gradient is taken, and the event is counted. Gradients below
-        1e-25 of the longest count as zero. Tasks without a label in the batch, and with `groups` those that do not
-        reach a group, are left out.
+        which decides the answer for gradients that small. c (LibMTL: 0.5), r and the factor K, which makes the
+        direction comparable to a sum of gradients, follow the code; SimplexLab/TorchJD leaves out r and K. Where g_w is
+        zero or below 1e-4 of its terms (gradients cancel, or one is zero) no task's gain can be the aim: of the updates
+        in the ball that conflict with no task, the nearest to the mean gradient is taken, and the event is counted.
+        Gradients below 1e-25 of the longest count as zero. Tasks without a label in the batch, and with `groups` those
+        that do not reach a group, are left out.
     """
 
     class Options(AnyOptions):

@@ -46,7 +46,7 @@ class EMTL(GradientWeighting):
         weigh up the tasks of large C, and are not a gradient of the objective), `normalise` and its rescaling by the
         mean length, which keeps the usual length of a step; heads keep their own gradients; a task with a zero gradient
         stays out, its weight 0; C is capped at 1000 times its median; a negative loss counts as 0, or under `loss` has
-        no weight, and is counted. The defaults are those that did best over three data sets (delta_m
+        no weight, and is counted. The defaults are those that did best over three data sets for chi2 (delta_m
         against equal weights, the less the better; 3 to 5 seeds; benchmarks/RESULTS.md has the rest):
 
                         census, 30,000 rows   QM9, 10,000 molecules   Multi-Fashion

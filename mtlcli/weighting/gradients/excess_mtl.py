@@ -28,9 +28,10 @@ class ExcessMTL(GradientWeighting):
         yifei-he/ExcessMTL, and LibMTL's copy of it.
         Heads train on the weighted losses, as in that code.
     Deviations: the code adds 1e-7 under the root; here entries that were always zero contribute nothing, so that the
-        scale of the losses does not matter. The paper suggests three epochs for
-        the first measurement, its code takes one step; that is followed. A task whose gradient was zero so far gets its
-        first measurement later. The sum K follows the code; the paper and SimplexLab/TorchJD have 1.
+        scale of the losses does not matter. The paper suggests three epochs for the first measurement, its code takes
+        one step; that is followed. A task whose gradient was zero so far gets its
+        first measurement later. `step_size` is LibMTL's
+        default (TorchJD: 1). The sum K follows the code; the paper and SimplexLab/TorchJD have 1.
     """
 
     class Options(AnyOptions):

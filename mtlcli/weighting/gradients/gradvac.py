@@ -33,8 +33,8 @@ class GradVac(GradientWeighting):
         receive the gradient of the summed losses, as in both.
     Deviations: one target per pair of tasks for all shared parameters together; the paper also keeps one per layer.
         Targets move at every step, as in Algorithm 1 and in TorchJD; LibMTL moves them only where it corrected. beta is
-        the default of those implementations. Targets are never nearer to a cosine of 1 than a sine of 1e-4, and pairs
-        with a zero gradient are left alone.
+        that of those implementations, far above what the paper's own runs are said to use (0.01). Targets are never
+        nearer to a cosine of 1 than a sine of 1e-4, and pairs with a zero gradient are left alone.
     """
 
     class Options(AnyOptions):

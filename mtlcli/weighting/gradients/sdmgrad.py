@@ -29,8 +29,8 @@ class SDMGrad(GradientWeighting):
         the weighted losses; K numbers of state.
     Source: Xiao, Ban & Ji, Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms,
         NeurIPS 2023, arXiv 2305.18409 (the preference is for equal weights, as in its experiments); code
-        OptMN-Lab/sdmgrad, with the values that its experiments use. Heads keep their own gradients, of the batch that
-        is trained on; in median-research-group/LibMTL they add up over all three.
+        OptMN-Lab/sdmgrad, with values that its experiments use (lr there 5 to 10). Heads keep their own gradients, of
+        the batch that is trained on; in median-research-group/LibMTL they add up over all three.
     Deviations: the code adds 1e-8 to s^2; here the scale of the losses does not matter. Where no task's gradients agree
         over the two batches, s is 0 and v stays (counted). A task without a label in one of the batches keeps its part
         of v, and the others share what they have together as though it was not there.

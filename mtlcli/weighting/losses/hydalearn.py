@@ -22,8 +22,8 @@ class HydaLearn(LossWeighting):
 
     Formula: w_i / w_m = d_i / d_m, d_i = M(theta) - M(theta - step g_i) with the main task m's loss M and the gradient
         g_i of task i over the shared parameters (simulated), or d_i = step <grad M, g_i>, which is its limit for small
-        steps (linearised). w = d+ / sum(d+) with d+ = max(d, 0) (simplex), K times that (sum_k), or w_m = 1 and
-        w_i = d_i / d_m within [0, max_ratio] (anchored).
+        steps (linearised). w = d+ / sum(d+) with d+ = max(d, 0) (simplex), K times that (sum_k), or w_m = 1 and w_i =
+        d_i / d_m of at most max_ratio (anchored). With `negative: keep`, d takes the place of d+, and |d| in sums.
     Reads: the losses, their gradients over the shared parameters, and for simulated steps the main task's loss or
         metric at K + 1 points; with `batch: held_out` on held-out rows.
     Cost: K backward passes over the shared part and K gradients of it in memory; simulated, K + 1 forward passes a
@@ -31,13 +31,13 @@ class HydaLearn(LossWeighting):
     Source: Verboven et al., HydaLearn: Highly Dynamic Task Weighting for Multitask Learning with Auxiliary Tasks,
         Applied Intelligence 2023, arXiv 2008.11643: the ratio rule, fake steps along single tasks, the main task's loss
         or metric as the gain, new weights for every batch. No code of the method is public.
-    Deviations: what the source leaves open is inferred. Inference: plain gradient steps of the size `step`, for Adam's
-        learning rate would be too short for a step along a badly scaled task to fail; gains on the training batch;
-        negative gains count as none (negative: keep lets them stay, divided by the sum of their sizes); where no gain
-        of the main task's own step shows, the main task trains alone (counted); heads learn from their own raw losses,
-        since a head of weight 0 would never train and its later gains would mean nothing. Gains that are not finite
-        count as none, and where the main task's is not, or it has no label in the batch (its loss is 0), the weights of
-        the step before stay (counted).
+    Deviations: what the source leaves open is inferred. Inference: plain gradient steps of the size `step`, whatever
+        the optimiser, for Adam's learning rate would be too short for a step along a badly scaled task to fail; gains
+        on the training batch; negative gains count as none (negative: keep lets them stay, divided by the sum of their
+        sizes); where no gain of the main task's own step shows, the main task trains alone (counted); heads learn from
+        their own raw losses, since a head of weight 0 would never train and its later gains would mean nothing. Gains
+        that are not finite count as none, and where the main task's is not, or it has no label in the batch (its loss
+        is 0), the weights of the step before stay (counted).
     """
 
     class Options(AnyOptions):

@@ -34,6 +34,7 @@ class LDCMTL(LossWeighting):
     Source: Xiao, Dong, Zou & Ji, LDC-MTL: Balancing Multi-Task Learning through Scalable Loss Discrepancy Control,
         arXiv 2502.08585; code OptMN-Lab/LDC-MTL: one optimiser for model and weights, a bilevel problem in the paper.
         CelebA there: sigmoid of numbers that start at 1, none, 0.01. NYUv2: ratio, 0.05. QM9: log, 0.05.
+        The defaults have the relative losses and the price of NYUv2 with the plain numbers of CelebA: none of its runs.
     Deviations: the sum of w is detached, as in the code's CelebA and QM9 runs; its NYUv2 run lets gradients
         through. The code's dense runs compute weights from the model's features, which a loss weighting does not see;
         `router: network` reads the losses in their place (inference). Neighbours are tasks next to each other in the

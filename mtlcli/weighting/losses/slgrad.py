@@ -30,15 +30,15 @@ class SLGrad(LossWeighting):
     Source: Grégoire, Verboven, Guerry & Ginis, Sample-Level Weighting for Multi-Task Learning with Auxiliary Tasks,
         Applied Intelligence 2024, arXiv 2306.04519; code vub-dl/SLGrad.
     Deviations: the code takes each sample's gradient; a finite difference of all losses is the same up to the curvature
-        along a step of length `distance`, and BatchNorm adds how samples move each other. The code divides by the batch
-        size although the weights sum to 1 already; here they just do. It measures after a look-ahead step of the
-        optimiser that it does not undo, so that each batch steps twice; here scores are taken where the step starts, or
-        with `look_ahead` after a plain gradient step of the learning rate's size, which leaves no trace. That step uses
-        the weights of the code's last batch, sample by sample, which belong to other samples; here each task's share of
-        them (inference). A sample whose loss or score is not finite has weight 0, like one without a label. The loss's
-        own derivative times 0 is still NaN where that is not finite, as it is for a label that is NaN: such labels must
-        be masked before the loss, as the trainer does. Losses that are not finite are counted. Where no sample serves
-        the main task, nothing is learned in that step (counted).
+        along a step of length `distance` (inference), and BatchNorm adds how samples move each other. The code divides
+        by the batch size although the weights sum to 1 already; here they just do. It measures after a look-ahead step
+        of the optimiser that it does not undo, so that each batch steps twice; here scores are taken where the step
+        starts, or with `look_ahead` after a plain gradient step of the learning rate's size, which leaves no trace.
+        That step uses the weights of the code's last batch, sample by sample, which belong to other samples; here each
+        task's share of them (inference). A sample whose loss or score is not finite has weight 0, like one without a
+        label. The loss's own derivative times 0 is still NaN where that is not finite, as it is for a label that is
+        NaN: such labels must be masked before the loss, as the trainer does. Losses that are not finite are counted.
+        Where no sample serves the main task, nothing is learned in that step (counted).
     """
 
     class Options(AnyOptions):
