@@ -29,8 +29,8 @@ class AutoLambda(LossWeighting):
         arXiv 2202.03091; code lorenmt/auto-lambda. Weights may become negative there too; such steps are counted.
     Deviations: the step that is differentiated is plain gradient descent of the run's learning rate, whatever optimiser
         the run has; the code adds SGD's momentum and weight decay. The code's NYUv2 run draws its second batch from the
-        training rows; here it is held out, as in the paper. `distance` is the code's. Where the slope is not finite, the
-        weights stay (counted).
+        training rows; here it is held out, as in the paper. `distance` is the code's. Where the slope is not finite,
+        the weights stay (counted).
     """
 
     class Options(AnyOptions):
