@@ -88,6 +88,7 @@ class Step:
         self._extra_rows = [Rows(loss_weighting.tasks, rows) for _ in range(gradient_weighting.extra_batches)]
         self._calls = 0
         self._reused: Tensor | None = None  # (groups, K)  the Gramian method's last weights
+        self._reach: Tensor | None = None  # (groups, K)  whether a task had a gradient there, where there are groups
         self._absent: Tensor | None = None  # (K,)  tasks that had no part in them, where there are any
         self._met = torch.zeros(len(self.private), dtype=torch.bool)  # tasks that had a part in any so far
         self._methods = [gradient_weighting]
@@ -162,11 +163,18 @@ class Step:
         groups = [method.state_dict() for method in self._methods[1:]]
         rows = [rows.how for rows in (self.rows, *self._extra_rows)]
         presence = {"absent": self._absent, "met": self._met}
-        return {"calls": self._calls, "reused": self._reused, **presence, "rows": rows, "groups": groups}
+        return {
+            "calls": self._calls,
+            "reused": self._reused,
+            "reach": self._reach,
+            **presence,
+            "rows": rows,
+            "groups": groups,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Counterpart of `state_dict`."""
-        self._calls, self._reused = state["calls"], state["reused"]
+        self._calls, self._reused, self._reach = state["calls"], state["reused"], state["reach"]
         self._absent, self._met = state["absent"], state["met"]
         for rows, how in zip((self.rows, *self._extra_rows), state["rows"], strict=True):
             rows.how = how
@@ -235,7 +243,7 @@ class Step:
     def _push_weighted(self, weights: Tensor, trunk: Weighted, heads: Weighted) -> Tensor:
         """A backward pass for each group, with known weights (groups, K). Returns their mean (K,)."""
         alpha = weights.to(trunk.pull[0])
-        mean = alpha.mean(0)
+        mean = self._over_groups(alpha)
         weighted = trunk.times(mean)
         if self.gradient_weighting.heads == "weighted" and heads is trunk:
             heads = weighted
@@ -315,7 +323,7 @@ class Step:
             self._reused = self._all_weights(jacobian, jacobian, weighted)
             alpha = self._reused.to(jacobian)
             found = [a @ part for a, part in zip(alpha, columns, strict=True)]
-            mean = alpha.mean(0)
+            mean = self._over_groups(alpha)
         else:
             found = [direction(m, part, weighted) for m, part in zip(self._methods, columns, strict=True)]
         parts = torch.split(found[0] if len(found) == 1 else torch.cat(found), [t.numel() for t in anchor])
@@ -323,13 +331,25 @@ class Step:
 
     def _all_weights(self, first: Tensor, second: Tensor, weighted: Tensor) -> Tensor:
         """Weights (groups, K) from two Jacobians (K, P), which are one and the same without further batches."""
-        found = []
+        found, reach = [], []
         for i, (rows, columns) in enumerate(zip(self._by_group(first), self._by_group(second), strict=True)):
             if self._methods[i].reads != "gramian":
                 found.append(self._methods[i](rows, weighted).detach())
+                reach.append((rows != 0).any(1).cpu() if self._groups else torch.ones(len(rows), dtype=torch.bool))
             else:
-                found.append(self._solve(i, inner_products(rows, columns), weighted))
+                gramian = inner_products(rows, columns)
+                found.append(self._solve(i, gramian, weighted))
+                reach.append((gramian.diagonal() != 0).cpu())
+        self._reach = torch.stack(reach) if self._groups else None
         return self._kept(torch.stack(found), weighted)
+
+    def _over_groups(self, alpha: Tensor) -> Tensor:
+        """Mean (K,) of the weights (groups, K), for what belongs to no group: over the groups that a task reaches."""
+        if self._reach is None:
+            return alpha.mean(0)
+        there = self._reach.to(alpha)
+        reached = (alpha * there).sum(0) / there.sum(0).clamp(min=1)
+        return torch.where(there.sum(0) > 0, reached, alpha.mean(0))
 
     def _by_group(self, jacobian: Tensor) -> Sequence[Tensor]:
         sizes = [sum(p.numel() for p in group) for group in self._groups]

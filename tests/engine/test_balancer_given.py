@@ -206,3 +206,40 @@ def test_autocast_does_not_disturb_what_is_measured_again(loss: str, around: str
                 balancer.after_step()
         found.append(report.weights)
     torch.testing.assert_close(*found, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("gradient", ["mgda", "imtl_g", "nash_mtl", "gradnorm", "excess_mtl"])
+def test_heads_are_weighted_over_the_groups_that_their_task_reaches(gradient: str, every: int) -> None:
+    """However the layers that a task does not pass are cut into groups."""
+    torch.manual_seed(0)
+    front, back = nn.Linear(4, 4), nn.Linear(4, 4)
+    heads = nn.ModuleDict({task: nn.Linear(4, 1) for task in "abc"})
+    inputs, targets = torch.randn(32, 4), torch.randn(32)
+
+    def losses() -> dict[str, Tensor]:
+        early = torch.tanh(front(inputs))
+        late = torch.tanh(back(early))
+        read = {"a": late, "b": late, "c": early}
+        scales = {"a": 1.0, "b": -1.0, "c": 2.0}
+        return {t: (head(read[t])[:, 0] - scales[t] * targets).square().mean() for t, head in heads.items()}
+
+    raw = torch.autograd.grad(losses()["c"], heads["c"].weight)[0]
+    found = []
+    cuts = [[list(back.parameters())], [[back.weight], [back.bias]]]
+    for cut in cuts:
+        balancer = Balancer(
+            tuple("abc"),
+            gradient=gradient,
+            shared=[*front.parameters(), *back.parameters()],
+            task_parameters={task: head.parameters() for task, head in heads.items()},
+            groups=[list(front.parameters()), *cut],
+            every=every,
+        )
+        for _ in range(every):
+            for module in (front, back, heads):
+                module.zero_grad()
+            report = balancer.backward(losses())
+        torch.testing.assert_close(heads["c"].weight.grad, report.weights[2] * raw)
+        found.append(report.weights[2])
+    torch.testing.assert_close(*found)

@@ -35,8 +35,8 @@ class FairGrad(GradientWeighting):
         left out, so that the equation holds for the weights returned. Where gradients cancel (a convex combination of
         them is zero) no solution exists: the least multiple of the identity that gives one is added to the cosines.
         Where an alpha below 0.1 or above 30 leaves no solution in floating point, a more moderate one is used. Both are
-        counted, and for `max_norm` the update is then never shorter than 3e-4 of its terms, which is left of them in
-        float32. A task with a zero gradient, or one below 1e-25 of the longest, gets the smallest weight of the others,
+        counted, and for `max_norm` the update counts as no shorter than 3e-4 of its terms: rounding in float32 leaves
+        as much. A task with a zero gradient, or one below 1e-25 of the longest, gets the smallest weight of the others,
         or 1.
     """
 
