@@ -162,20 +162,13 @@ class Step:
         """What a resumed run needs to go on exactly, besides both weightings."""
         groups = [method.state_dict() for method in self._methods[1:]]
         rows = [rows.how for rows in (self.rows, *self._extra_rows)]
-        presence = {"absent": self._absent, "met": self._met}
-        return {
-            "calls": self._calls,
-            "reused": self._reused,
-            "reach": self._reach,
-            **presence,
-            "rows": rows,
-            "groups": groups,
-        }
+        presence = {"reach": self._reach, "absent": self._absent, "met": self._met}
+        return {"calls": self._calls, "reused": self._reused, **presence, "rows": rows, "groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Counterpart of `state_dict`."""
-        self._calls, self._reused, self._reach = state["calls"], state["reused"], state["reach"]
-        self._absent, self._met = state["absent"], state["met"]
+        self._calls, self._reused = state["calls"], state["reused"]
+        self._reach, self._absent, self._met = state["reach"], state["absent"], state["met"]
         for rows, how in zip((self.rows, *self._extra_rows), state["rows"], strict=True):
             rows.how = how
         for method, saved in zip(self._methods[1:], state["groups"], strict=True):

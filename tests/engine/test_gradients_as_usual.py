@@ -157,6 +157,30 @@ def test_a_task_that_had_no_label_when_weights_were_computed(gradient: str) -> N
     assert turns(gradient, smooth=0.9) < 0.1
 
 
+def test_a_task_that_returns_has_the_weights_computed_anew() -> None:
+    shared = nn.Parameter(torch.tensor([1.0, 2.0]))
+    balancer = Balancer(TASKS, gradient="mgda", shared=[shared], every=10)
+
+    def weights(present: float) -> list[float]:
+        a, b = shared.square().unbind()  # gradients 2 and 4, at right angles
+        return balancer.backward([a, present * b]).weights.tolist()
+
+    assert weights(0.0) == pytest.approx([1.0, 0.0])
+    assert weights(0.0) == pytest.approx([1.0, 0.0])
+    assert weights(1.0) == pytest.approx([0.8, 0.2])
+    assert weights(0.0) == pytest.approx([0.8, 0.2])
+
+
+def test_a_loss_of_zero_counts_where_it_has_a_gradient() -> None:
+    """Only a task without both, as without a label, has no say."""
+    shared = nn.Parameter(torch.tensor([0.0, 1.0]))
+    balancer = Balancer(TASKS, gradient="mgda", shared=[shared])
+    a, b = shared.unbind()
+    report = balancer.backward([a, 2 * b])
+    assert report.losses.tolist() == [0.0, 2.0]
+    assert report.weights.tolist() == pytest.approx([0.8, 0.2])
+
+
 def test_smoothing_waits_for_a_task_without_a_label() -> None:
     model = nn.Linear(2, 2)
 

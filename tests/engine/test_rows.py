@@ -1,12 +1,16 @@
-"""Inner products of gradients with many entries."""
+"""Gradients of tasks as rows, their inner products, and what methods make of them."""
 
 from __future__ import annotations
+
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from mtlcli import MtlError
-from mtlcli.engine.rows import Rows, inner_products
+from mtlcli.engine.rows import Rows, direction, inner_products
+from mtlcli.options import Options
+from mtlcli.weighting.base import GradientWeighting
 
 
 @pytest.mark.parametrize("size", [1, 1000, 70_000, 3_000_001])
@@ -46,3 +50,22 @@ def test_batched_rows_say_when_an_operation_refuses() -> None:
         Rows(("a", "b"), "batched").take([shared], roots, ones, [[], []], keep_graph=True)
     rows = Rows(("a", "b"), "sequential").take([shared], roots, ones, [[], []], keep_graph=False)
     assert rows.jacobian.tolist() == [[2.0, 2.0, 2.0], [1.0, 1.0, 1.0]]
+
+
+class FirstRow(GradientWeighting):
+    """The first task's gradient, as a view of the Jacobian."""
+
+    name = "first_row"
+    reads: ClassVar[Any] = "jacobian"
+
+    def forward(self, statistic: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+        return statistic[0]
+
+
+def test_a_direction_outlives_the_jacobian() -> None:
+    """The next step writes over it."""
+    method = FirstRow(Options(), ("a", "b"), torch.Generator())
+    jacobian = torch.ones(2, 3)
+    found = direction(method, jacobian, torch.ones(2))
+    jacobian.zero_()
+    assert found.tolist() == [1.0, 1.0, 1.0]

@@ -10,6 +10,7 @@ from test_step import (
     ALPHA,
     TRUNKS,
     FixedAlpha,
+    FixedAlphaHeads,
     RawHeads,
     SumOfRows,
     Weighted,
@@ -100,6 +101,32 @@ class Alternating(FixedAlpha):
     def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
         self.calls += 1
         return torch.full((3,), float(self.calls), dtype=torch.float64)
+
+
+class SquaredLengths(FixedAlphaHeads):
+    """Weights that differ from group to group, for heads too."""
+
+    def forward(self, statistic: Tensor, losses: Tensor) -> Tensor:
+        self.weights = statistic.diagonal()
+        return self.weights
+
+
+def test_heads_and_the_report_get_the_mean_over_groups() -> None:
+    made = prepared()
+    shared, private = made.model.shared_parameters(), made.model.task_parameters()
+    step = Step(shared, private, built(Weighted), built(SquaredLengths), groups=grouped(made), every=2)
+    for _ in range(2):  # computed, then used again
+        made.model.zero_grad(set_to_none=True)
+        report = step.backward(view_of(made))
+        by_group = torch.stack([method.weights for method in step._methods])  # type: ignore[misc]
+        assert (by_group.std(0) > 0).all()
+        mean = Weighted.factors * by_group.mean(0)
+        torch.testing.assert_close(report.weights, mean)
+        expected = by_hand(made, mean, mean)
+        heads = {id(p) for parameters in private.values() for p in parameters}
+        owned = [id(p) in heads for p in made.model.parameters() if p.requires_grad]
+        assert any(owned)
+        assert_equal(*([g for g, own in zip(of, owned, strict=True) if own] for of in (gradients(made), expected)))
 
 
 def test_smoothing_averages_the_weights_over_steps() -> None:

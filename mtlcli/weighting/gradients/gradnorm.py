@@ -32,7 +32,7 @@ class GradNorm(GradientWeighting):
         weighted losses, as in the paper.
     Deviations: gradients at whatever parameters `wrt` names; the paper takes the last shared layer's. The slope is
         divided by N, so that the scale of the losses does not matter to Adam, whose rate is inference: LibMTL trains
-        the weights in the model's optimiser. Weights never fall below 1e-4. A
+        the weights in the model's optimiser. Weights never fall below about 1e-4. A
         task whose loss is 0, as without a label in the batch, stays out of both means and gets its base later; a
         negative loss counts as 1e-12 and is counted. Losses are those that this slot receives: with logs of losses in
         the other slot, r follows the weights alone.

@@ -23,10 +23,11 @@ class IMTLG(GradientWeighting):
         `IMTLG`. Heads train on the weighted losses, as there.
     Deviations: a pseudo-inverse of C where C is singular; the code inverts a (K-1) x (K-1) matrix and adds 1e-8 to it
         where that fails. SimplexLab/TorchJD takes the pseudo-inverse of the Gramian: the same direction, of another
-        length where gradients depend on each other. If the point where the projections are equal lies behind, so that
-        a step towards it would raise every loss, its opposite is taken and counted: the weights then sum to -1. Where
-        only the point zero has equal projections (exactly opposed gradients) weights are in proportion to
-        1 / ||g_k||, and the event is counted. A zero gradient gets the weight 0, or 1 / K where all are zero.
+        length where gradients depend on each other. If the point where the projections are equal lies behind, so that a
+        step towards it would raise every loss, its opposite is taken and counted: the weights then sum to -1. Where
+        only the point zero has equal projections (exactly opposed gradients) weights are in proportion to 1 / ||g_k||,
+        and where weights cancel, so that they cannot sum to 1, their sizes do; both are counted. A zero gradient gets
+        the weight 0, or 1 / K where all are zero.
     """
 
     reads = "gramian"
