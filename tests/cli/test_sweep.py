@@ -315,7 +315,7 @@ def test_two_sweeps_on_one_folder_train_each_run_once() -> None:
 def test_a_stopped_sweep_is_completed_by_the_same_command(
     mtl: Mtl, background: Callable[..., Background], number: int
 ) -> None:
-    process = background(*SLOW, "--jobs", "2", "--out", "sweep", SLOW_STEP="0.4")
+    process = background(*SLOW, "--jobs", "2", "--out", "sweep", SLOW_STEP="1.5")
 
     def training() -> list[int]:
         """Processes that are past their first step: none is still on its way to a run of its own."""
