@@ -139,12 +139,10 @@ class Fit:
 
     def _train_step(self, batch: Batch, epoch: int) -> None:
         lr = self.schedule.apply(self.optimizer, self.step)
-        if self.prepared.data.augment is not None:
-            batch = batch.map_inputs(self.prepared.data.augment)
         view = ModelStep(
             model=self.model,
             tasks=self.tasks,
-            batch=batch,
+            batch=self._augmented(batch),
             clock=Clock(self.step, epoch, len(self.loader), self.recipe.train.epochs),
             lr=lr,
             ranks=self.ranks,
@@ -305,7 +303,11 @@ class Fit:
         return {task.name: total / count if count else None for task, total, count in values}
 
     def _extra_batch(self, number: int) -> Batch:
-        return self.extra[number].endless(self.step)
+        return self._augmented(self.extra[number].endless(self.step))
+
+    def _augmented(self, batch: Batch) -> Batch:
+        augment = self.prepared.data.augment
+        return batch if augment is None else batch.map_inputs(augment)
 
     def _loader(self, split: str, seed: int) -> Loader:
         rows = self.prepared.data.splits[split]

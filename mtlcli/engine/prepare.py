@@ -112,6 +112,11 @@ def step_for(prepared: Prepared, loss: LossWeighting, gradient: GradientWeightin
             "weighting.gradient.wrt",
             "tasks with inputs of their own have no representation in common; use params or last_shared",
         )
+    last_shared = model.trunk.last_shared_parameters()
+    if settings.wrt == "last_shared" and not last_shared:
+        raise prepared.recipe.error(
+            "weighting.gradient.wrt", "should be params or representation: this trunk names no last shared layer"
+        )
     try:
         return Step(
             model.shared_parameters(),
@@ -119,7 +124,7 @@ def step_for(prepared: Prepared, loss: LossWeighting, gradient: GradientWeightin
             loss,
             gradient,
             wrt=settings.wrt,
-            last_shared=model.trunk.last_shared_parameters(),
+            last_shared=last_shared,
             groups=model.parameter_groups(settings.groups),
             every=settings.every,
             smooth=settings.smooth,

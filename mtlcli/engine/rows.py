@@ -48,6 +48,7 @@ class Rows:
         self.tasks = tasks
         self.how: How | None = None if how == "auto" else how
         self._buffer = torch.empty(0)
+        self._looked = False  # whether all tasks are known to reach the anchor
 
     def take(
         self,
@@ -86,12 +87,7 @@ class Rows:
         for k, (root, cotangent) in enumerate(zip(roots, pull, strict=True)):
             keep = keep_graph or k < len(roots) - 1
             found = torch.autograd.grad(root, [*anchor, *along[k]], cotangent, retain_graph=keep, allow_unused=True)
-            if all(g is None for g in found[: len(anchor)]):
-                raise MtlError(
-                    f"task '{self.tasks[k]}' does not reach the shared part of the model; give the tensors that its "
-                    "loss was computed from (a model compiled as a whole hides them: compile its parts; "
-                    "so does checkpointing with use_reentrant=True)"
-                )
+            self._check_reached(k, found[: len(anchor)])
             for i, part in enumerate(torch.split(self._buffer[k], sizes)):
                 gradient = found[i]
                 if gradient is not None and gradient.is_sparse:
@@ -102,6 +98,14 @@ class Rows:
             del found, gradient  # before the next task's come into being
         return Taken(self._buffer, reached, extra)
 
+    def _check_reached(self, k: int, found: Sequence[Tensor | None]) -> None:
+        if all(g is None for g in found):
+            raise MtlError(
+                f"task '{self.tasks[k]}' does not reach the shared part where gradients are taken; give the tensors "
+                "that its loss was computed from (a model compiled as a whole hides them: compile its parts; "
+                "so does checkpointing with use_reentrant=True)"
+            )
+
     def _batched(
         self,
         anchor: Sequence[Tensor],
@@ -109,6 +113,11 @@ class Rows:
         pull: Sequence[Tensor],
         along: Sequence[Sequence[Tensor]],
     ) -> Taken:
+        if not self._looked:  # its zeros may stand for a task that reaches nothing
+            for k, (root, cotangent) in enumerate(zip(roots, pull, strict=True)):
+                gradients = torch.autograd.grad(root, list(anchor), cotangent, retain_graph=True, allow_unused=True)
+                self._check_reached(k, gradients)
+            self._looked = True
         try:
             stacked = _vectorised(anchor, roots, pull)
         except RuntimeError as error:

@@ -360,3 +360,15 @@ def test_diagnostics_of_gradients_that_vanish_or_are_alike() -> None:
     assert zero.magnitude_similarity == [[1.0, 0.0], [0.0, 1.0]]
     assert zero.condition is None
     assert Diagnostics.of(torch.ones(2, 2), ["a", "b"], 0, 0).condition is None
+
+
+def test_every_training_batch_is_augmented(tmp_path: Path) -> None:
+    """Those that weights are learned from as well as the one that is trained on."""
+    made = recipe.from_values(toy.values(**toy.weighting("ew", "modo"), train={"epochs": 1}), "toy")
+    prepared = prepare(made, torch.device("cpu"))
+    changed = []
+    object.__setattr__(prepared.data, "augment", lambda inputs: changed.append(inputs) or inputs)
+    training = Fit(prepared, Run(tmp_path), Ranks())
+    for batch in training.loader.epoch(0):
+        training._train_step(batch, 0)
+    assert len(changed) == 3 * training.step > 0

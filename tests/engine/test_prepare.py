@@ -10,7 +10,7 @@ from torch import nn
 import mtlcli
 from mtlcli import recipe as recipes
 from mtlcli.data.base import ImageFeatures, MultiTaskData
-from mtlcli.engine.prepare import prepare
+from mtlcli.engine.prepare import prepare, step_for
 from mtlcli.errors import MtlError
 from mtlcli.models.base import Encoder
 
@@ -79,3 +79,11 @@ def test_a_task_that_a_network_cannot_have_a_head_for_is_refused(monkeypatch: py
     monkeypatch.setattr(toy.Toy, "load", renamed)
     with pytest.raises(MtlError, match=r"data\.name: calls a task 'type', which means something else to PyTorch"):
         prepare(recipes.from_values(toy.values(), "r.yaml"), torch.device("cpu"))
+
+
+def test_a_trunk_without_a_last_shared_layer_is_said_at_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mtlcli.trunks.get("hps"), "last_shared_parameters", lambda self: [])
+    sections = toy.weighting("ew", "mgda", wrt="last_shared")
+    prepared = prepare(recipes.from_values(toy.values(**sections), "r.yaml"), torch.device("cpu"))
+    with pytest.raises(MtlError, match=r"r\.yaml: weighting\.gradient\.wrt: should be params or representation: "):
+        step_for(prepared, *prepared.weightings())

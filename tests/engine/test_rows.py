@@ -69,3 +69,11 @@ def test_a_direction_outlives_the_jacobian() -> None:
     found = direction(method, jacobian, torch.ones(2))
     jacobian.zero_()
     assert found.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("how", ["sequential", "batched"])
+def test_a_task_that_reaches_nothing_is_named(how: Any) -> None:
+    shared, other = (torch.ones(3, requires_grad=True) for _ in range(2))
+    roots = [shared.sum(), (shared * other).sum(), other.sum()]
+    with pytest.raises(MtlError, match="task 'c' does not reach the shared part"):
+        Rows(["a", "b", "c"], how).take([shared], roots, [torch.ones(())] * 3, [[]] * 3, keep_graph=False)

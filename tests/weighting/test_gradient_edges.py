@@ -130,3 +130,23 @@ def test_mgda_minds_only_ratios_of_losses(normalise: str, scale: float) -> None:
     gramian, losses = jacobian_of(3, 8) @ jacobian_of(3, 8).T, wide(1, 2, 3)
     torch.testing.assert_close(method(gramian, scale * losses), method(gramian, losses))
     assert not method.events
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.3, 1.0])
+def test_fairgrad_says_where_gradients_cancel_beside_others(alpha: float) -> None:
+    """The third task's product is so large that those of the first two vanish beside it."""
+    jacobian = jacobian_of(3, 200)
+    jacobian[0] = -jacobian[1]
+    method = gradient_weightings.build("fairgrad", tasks=3, alpha=alpha)
+    method(jacobian @ jacobian.T, ONES)
+    assert sum(method.events.values()) == 1
+
+
+def test_gradvac_learns_nothing_from_what_rounding_leaves() -> None:
+    """After its exact opposite is taken out of a gradient, the rest agrees with nobody."""
+    method = gradient_weightings.build("gradvac", tasks=4, beta=1.0)
+    jacobian = jacobian_of(4, 1000).float()
+    jacobian[1] = -1.7 * jacobian[0]
+    for _ in range(5):  # in other orders
+        method((jacobian.double() @ jacobian.double().T), torch.ones(4))
+        assert method.targets[:2, 2:].abs().max() < 0.2

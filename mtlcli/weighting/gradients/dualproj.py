@@ -25,9 +25,9 @@ class DualProj(GradientWeighting):
         projection it is; code SimplexLab/TorchJD. Heads keep their own gradients, as there.
     Deviations: the paper projects the newest task's gradient against those of earlier tasks; here, as in TorchJD, the
         mean against all. Solved exactly on unit gradients: <d, g_k> / ||g_k|| is nowhere below zero by more than 1e-7
-        of the longest gradient, the rounding of float32. TorchJD solves for G / trace(G) + reg_eps I with reg_eps =
-        1e-4, which `reg_eps` does here if asked, and does not project at all where trace(G) < norm_eps = 1e-4.
-        Gradients below 1e-25 of the longest count as zero.
+        of the longest gradient, the rounding of float32, or 1e-5 where gradients all but cancel. TorchJD solves for G /
+        trace(G) + reg_eps I with reg_eps = 1e-4, which `reg_eps` does here if asked, and does not project at all where
+        trace(G) < norm_eps = 1e-4. Gradients below 1e-25 of the longest count as zero.
     """
 
     class Options(AnyOptions):

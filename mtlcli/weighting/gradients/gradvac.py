@@ -12,7 +12,7 @@ from mtlcli.registry import gradient_weightings
 from mtlcli.search import searched
 from mtlcli.weighting.base import GradientWeighting
 from mtlcli.weighting.gradients._state import random_orders
-from mtlcli.weighting.solvers import answer, checked, cosines
+from mtlcli.weighting.solvers import ROUNDING, answer, checked, cosines
 
 NARROWEST = 1e-4  # smallest sine of the angle that a gradient is turned towards: a correction of at most 1e4 its size
 
@@ -34,7 +34,8 @@ class GradVac(GradientWeighting):
     Deviations: one target per pair of tasks for all shared parameters together; the paper also keeps one per layer.
         Targets move at every step, as in Algorithm 1 and in TorchJD; LibMTL moves them only where it corrected. beta is
         that of those implementations, far above what the paper's own runs are said to use (0.01). Targets are never
-        nearer to a cosine of 1 than a sine of 1e-4, and pairs with a zero gradient are left alone.
+        nearer to a cosine of 1 than a sine of 1e-4, and pairs with a zero gradient, or one of which nothing is left,
+        are left alone.
     """
 
     class Options(AnyOptions):
@@ -80,8 +81,11 @@ class GradVac(GradientWeighting):
             along = overlap + turn
             square = rest + along * along
         added, found = np.zeros(num * num), np.zeros(num * num)
-        added[pairs], found[pairs] = turns, overlaps / np.maximum(np.sqrt(rests + overlaps**2), 1e-150)
-        met = np.outer(present, present) & ~np.eye(num, dtype=np.bool_)
+        squares = rests + overlaps**2
+        added[pairs], found[pairs] = turns, overlaps / np.maximum(np.sqrt(squares), 1e-150)
+        met = np.outer(present, present)
+        met[np.arange(num), rounds] &= squares > ROUNDING  # what is left of h_i is noise, and so are its cosines
+        np.fill_diagonal(met, False)
         agreement = np.clip(found.reshape(num, num), -1, 1)
         moved = np.where(met, (1 - beta) * known + beta * agreement, known)
         self.targets = torch.from_numpy(moved).to(self.targets)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtlcli.registry import gradient_weightings
 from mtlcli.weighting.base import GradientWeighting
-from mtlcli.weighting.solvers import answer, checked, cosines, equal_projections
+from mtlcli.weighting.solvers import ROUNDING, answer, checked, cosines, equal_projections
 
 
 @gradient_weightings.register("imtl_g")
@@ -49,7 +49,7 @@ class IMTLG(GradientWeighting):
         if total < 0:
             self.count("equal projections lie behind: the opposite was taken")
         # Where positive and negative weights cancel, weights that sum to 1 have no bound.
-        if abs(total) <= 1e-9 * np.abs(relative).sum():
+        if abs(total) <= ROUNDING * np.abs(relative).sum():
             self.count("weights cancel: their sizes sum to 1 instead")
             total = np.abs(relative).sum()
         weights = np.zeros(len(lengths))

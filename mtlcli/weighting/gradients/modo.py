@@ -24,8 +24,8 @@ class MoDo(GradientWeighting):
         batches that do not depend on each other; direction = sum_k w_k g_k with the gradients of a third. w = 1/K at
         first.
     Reads: the inner products of one further batch's gradients with another's. The weights sum to 1.
-    Cost: two further batches: two forward and 2 K backward passes, 2 K gradients held at once, and one backward pass of
-        the weighted losses; K numbers of state.
+    Cost: two further batches (`data.extra_batches: 2`): two forward and 2 K backward passes, 2 K gradients held at
+        once, and one backward pass of the weighted losses; K numbers of state.
     Source: Chen, Fernando, Ying & Chen, Three-Way Trade-Off in Multi-Objective Learning: Optimization, Generalization
         and Conflict-Avoidance, NeurIPS 2023 and JMLR 2024, arXiv 2305.20057; code heshandevaka/Trade-Off-MOL, whose
         defaults inside of LibMTL are kept. Heads keep their own gradients, of the batch that is trained on; in LibMTL

@@ -25,15 +25,16 @@ class SDMGrad(GradientWeighting):
         v <- projection onto the simplex of v - lr A (v + pull / K); w = (v + pull / K) / (1 + pull);
         direction = sum_k w_k g_k with the gradients of a third batch. v = 1/K at first, and goes on from step to step.
     Reads: the inner products of one further batch's gradients with another's. The weights sum to 1.
-    Cost: two further batches: two forward and 2 K backward passes, 2 K gradients held at once, and one backward pass of
-        the weighted losses; K numbers of state.
+    Cost: two further batches (`data.extra_batches: 2`): two forward and 2 K backward passes, 2 K gradients held at
+        once, and one backward pass of the weighted losses; K numbers of state.
     Source: Xiao, Ban & Ji, Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms,
         NeurIPS 2023, arXiv 2305.18409 (the preference is for equal weights, as in its experiments); code
         OptMN-Lab/sdmgrad, with values that its experiments use (lr there 5 to 10). Heads keep their own gradients, of
         the batch that is trained on; in median-research-group/LibMTL they add up over all three.
-    Deviations: the code adds 1e-8 to s^2; here the scale of the losses does not matter. Where no task's gradients agree
-        over the two batches, s is 0 and v stays (counted). A task without a label in one of the batches keeps its part
-        of v, and the others share what they have together as though it was not there.
+    Deviations: with lr 10, the code's, the descent jumps between corners of the simplex unless the gradients have much
+        in common; 0.1 lets it descend. The code adds 1e-8 to s^2; here the scale of the losses does not matter. Where
+        no task's gradients agree over the two batches, s is 0 and v stays (counted). A task without a label in one of
+        the batches keeps its part of v, and the others share what they have together as though it was not there.
     """
 
     class Options(AnyOptions):
@@ -47,7 +48,7 @@ class SDMGrad(GradientWeighting):
         )
         iterations: int = Field(20, ge=1, description="Steps of descent on the weights.")
         lr: float = Field(
-            10.0, gt=0, description="Size of those steps.", json_schema_extra=searched(1.0, 100.0, log=True)
+            10.0, gt=0, description="Size of those steps.", json_schema_extra=searched(0.03, 30.0, log=True)
         )
         momentum: float = Field(
             0.5,

@@ -24,10 +24,10 @@ class UPGrad(GradientWeighting):
     Source: Quinton & Rey, Jacobian Descent for Multi-Objective Optimization, 2024, arXiv 2406.16232; code
         SimplexLab/TorchJD. Heads keep their own gradients, as there.
     Deviations: solved on unit gradients, whatever their lengths, and exactly, so that <d, g_k> / ||g_k|| is nowhere
-        below zero by more than 1e-7 of the longest gradient, the rounding of float32; those below 1e-25 of
-        it count as zero. TorchJD solves for G / trace(G) + reg_eps I with reg_eps = 1e-4, whose updates can conflict a
-        little, and does not project at all where trace(G) < norm_eps = 1e-4. `reg_eps` does the first here if asked;
-        the second is left out.
+        below zero by more than 1e-7 of the longest gradient, the rounding of float32, or 1e-5 where gradients all but
+        cancel; those below 1e-25 of it count as zero. TorchJD solves for G / trace(G) + reg_eps I with reg_eps = 1e-4,
+        whose updates can conflict a little, and does not project at all where trace(G) < norm_eps = 1e-4. `reg_eps`
+        does the first here if asked; the second is left out.
     """
 
     class Options(AnyOptions):

@@ -23,7 +23,8 @@ class AutoLambda(LossWeighting):
     Formula: sum_k w_k L_k; before each step Adam moves w along the gradient of V(theta - lr grad sum_k w_k L_k), where
         V sums the primary tasks' losses on a held-out batch. With d = grad V there, it is -lr <grad L_k, d>, and
         <grad L_k, d> = |d| (L_k(theta + e d / |d|) - L_k(theta - e d / |d|)) / (2 e), e = `distance`.
-    Reads: the losses, the learning rate, the losses at two more points and on a held-out batch.
+    Reads: the losses, the learning rate, the losses at two more points and on a held-out batch
+        (`data.held_out`).
     Cost: two backward passes and three forward passes (one of each on the held-out batch); 3 K numbers of state.
     Source: Liu, James, Davison & Johns, Auto-Lambda: Disentangling Dynamic Task Relationships, TMLR 2022,
         arXiv 2202.03091; code lorenmt/auto-lambda. Weights may become negative there too; such steps are counted.

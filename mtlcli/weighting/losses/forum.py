@@ -26,7 +26,8 @@ class FORUM(Bilevel):
         p_k = rho - <F_k, q> / |q|^2, c moves to the point on the simplex that minimises |sum_k c_k F_k + n q|^2 -
         n rho |q|^2 with n = max(c . p, 0), by the part (epoch + 1)^-0.75. The joint step is sum_k c_k F_k + n q: Adam
         moves a by its first part, and the model trains on sum_k (c_k / |grad V_k| + n s_k) L_k.
-    Reads: the losses and their weighted gradient; the same at `inner_steps` more points; held-out gradients.
+    Reads: the losses and their weighted gradient; the same at `inner_steps` more points; held-out gradients
+        (`data.held_out`).
     Cost: `inner_steps` forward and backward passes, and a forward and K backward passes on the held-out batch; one
         more forward pass where the step's own losses cannot be compared with them (bfloat16; dropout in a closure); K
         gradients in memory.

@@ -24,7 +24,8 @@ class MOML(Bilevel):
         Adam moves a along J_softmax' sum_t c_t h_t, where h_tk = d V_t(theta') / d s_k = -inner_lr <grad V_t(theta'),
         grad L_k(theta)> with the held-out losses V. The c are those of the shortest convex combination of the slopes
         with respect to a (min_norm), or all 1 (even).
-    Reads: the losses, their gradients over all parameters, and the same of the held-out losses at theta'.
+    Reads: the losses, their gradients over all parameters, and the same of the held-out losses
+        (`data.held_out`) at theta'.
     Cost: K backward passes, and a forward and K backward passes on the held-out batch; 2 K gradients in memory.
     Source: Ye et al., Multi-Objective Meta Learning, NeurIPS 2021, arXiv 2102.07121; code Baijiong-Lin/MOML, and the
         faster form for one inner step in Baijiong-Lin/FORUM (`train_MOML`), which is followed.

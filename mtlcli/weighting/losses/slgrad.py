@@ -23,7 +23,7 @@ class SLGrad(LossWeighting):
         s_ke = <grad l_ke, v>, v = gradient of the main task's held-out loss, both over the shared parameters. The K B
         inner products come from one more forward pass: s_ke = |v| (l_ke(theta) - l_ke(theta - e v / |v|)) / e, with
         e = `distance`.
-    Reads: per-sample losses, the main task's loss on a held-out batch and its gradient.
+    Reads: per-sample losses, the main task's loss on a held-out batch (`data.held_out`) and its gradient.
     Cost: two forward passes (one of them held out) and a backward pass over the shared part; with `look_ahead` one more
         of each; without, one more where the step's own losses cannot be compared with them
         (bfloat16; dropout in a closure).

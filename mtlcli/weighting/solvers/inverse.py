@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from mtlcli.weighting.solvers.gramian import ROUNDING, Array, Solution
+from mtlcli.weighting.solvers.quadratic import min_norm_point
 
 
 def inverse_point(cosine: Array) -> Solution:
@@ -92,6 +93,10 @@ def _newton(
         missing = np.where(vanished, 0, np.maximum(np.abs(residual) - 1e-14 * (sizes @ y), 0))
         before, off = off, float((missing / pull).max())
         if off < 1e-10 or (off < 1e-8 and off > before / 2):
+            # Some gradients may cancel among themselves, which rounding of the others' larger terms hides.
+            hidden = ~vanished & (np.abs(residual) > 1e-3 * pull)
+            if not may_cancel and hidden.any() and _shortest(matrix[hidden][:, hidden]) <= ROUNDING:
+                return to_weights * x, "cancels"
             break
         if not may_cancel and float(y @ product) <= ROUNDING * float(y @ y):
             return to_weights * x, "cancels"  # a convex combination of the unit gradients is as good as zero
@@ -114,6 +119,12 @@ def _newton(
         return to_weights * x, "stuck"
     x[vanished] = np.maximum((product / scale)[vanished] ** -alpha, 1e-300)  # too small to change any product
     return to_weights * x, "solved"
+
+
+def _shortest(cosine: Array) -> float:
+    """The squared length of the shortest convex combination of unit gradients."""
+    weights, _ = min_norm_point(cosine)
+    return float(weights @ cosine @ weights)
 
 
 def _step_length(y: Array, move: Array, product: Array, product_of_move: Array, scale: Array, power: float) -> float:
