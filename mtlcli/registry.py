@@ -103,7 +103,7 @@ class WeightingRegistry(Registry[T]):
         """The weighting `name` for `tasks` (their names, or how many), with its options given by keyword.
 
         It works for a model on `device`, and its random draws are seeded with `seed`. Raises MtlError for unknown names
-        and options, and for tasks, seeds and devices that are none.
+        and options, and for tasks, a seed or a device that cannot be used.
         """
         import torch
 

@@ -206,7 +206,7 @@ class Run:
             self._events = None
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The lines of events.jsonl, without what is no whole event, as a killed process may leave one."""
+        """The lines of events.jsonl, without incomplete ones, as a killed process may leave them."""
         if not self.events_file.exists():
             return
         with open(self.events_file, encoding="utf-8", errors="replace") as lines:

@@ -267,10 +267,9 @@ class Balancer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Counterpart of `state_dict`. Raises MtlError for the state of other methods or other tasks."""
         mine = self._made_for()
-        found = state.get("made_for")
-        if found is not None and found != mine:
-            raise MtlError(f"Balancer: not the state of {_shown(mine)}; it is that of {_shown(found)}")
         try:
+            if state["made_for"] != mine:
+                raise MtlError(f"Balancer: not the state of {_shown(mine)}; it is that of {_shown(state['made_for'])}")
             self.loss_weighting.load_state_dict(state["loss_weighting"])
             self.gradient_weighting.load_state_dict(state["gradient_weighting"])
             self._step.load_state_dict(state["step"])

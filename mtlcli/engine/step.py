@@ -324,16 +324,15 @@ class Step:
 
     def _all_weights(self, first: Tensor, second: Tensor, weighted: Tensor) -> Tensor:
         """Weights (groups, K) from two Jacobians (K, P), which are one and the same without further batches."""
-        found, reach = [], []
+        if self._groups:
+            lengths = [torch.linalg.vector_norm(rows, torch.inf, dim=1) for rows in self._by_group(first)]
+            self._reach = torch.stack(lengths).cpu() > 0
+        found = []
         for i, (rows, columns) in enumerate(zip(self._by_group(first), self._by_group(second), strict=True)):
             if self._methods[i].reads != "gramian":
                 found.append(self._methods[i](rows, weighted).detach())
-                reach.append((rows != 0).any(1).cpu() if self._groups else torch.ones(len(rows), dtype=torch.bool))
             else:
-                gramian = inner_products(rows, columns)
-                found.append(self._solve(i, gramian, weighted))
-                reach.append((gramian.diagonal() != 0).cpu())
-        self._reach = torch.stack(reach) if self._groups else None
+                found.append(self._solve(i, inner_products(rows, columns), weighted))
         return self._kept(torch.stack(found), weighted)
 
     def _over_groups(self, alpha: Tensor) -> Tensor:

@@ -146,9 +146,10 @@ def test_the_state_of_other_methods_and_tasks_is_refused(made: dict[str, Any], o
     assert all(map(torch.equal, balancer.parameters(), before))
 
 
-def test_a_state_that_is_none_is_refused() -> None:
-    with pytest.raises(MtlError, match=r"not the state of uw.*: it has no 'loss_weighting'"):
-        balancer_for(net(), loss="uw").load_state_dict({})
+@pytest.mark.parametrize("state", [{}, None, {"made_for": None}, {"made_for": {"loss": "uw"}}])
+def test_a_state_that_is_none_is_refused(state: Any) -> None:
+    with pytest.raises(MtlError, match=r"not the state of uw\+sum on the tasks seg, depth, normal: "):
+        balancer_for(net(), loss="uw").load_state_dict(state)
 
 
 def test_options_are_those_of_the_balancer_that_takes_the_state() -> None:

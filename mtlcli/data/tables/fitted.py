@@ -122,7 +122,7 @@ class Fitted(_Plain):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Fitted:
-        """From plain values. Raises MtlError where they are not such."""
+        """From plain values. Raises MtlError where they do not describe such columns."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:

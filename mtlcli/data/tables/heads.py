@@ -79,7 +79,7 @@ def _fields(line: str, separators: str) -> tuple[list[str], str]:
 def _decoded(file: Path, line: bytes) -> str:
     if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
         raise MtlError(
-            f"{file}: should be a text file in UTF-8; it looks like UTF-16, or not like text at all; save it as UTF-8"
+            f"{file}: should be a text file in UTF-8; it looks like UTF-16, or is not text at all; save it as UTF-8"
         )
     try:
         return line.decode("utf-8-sig")
